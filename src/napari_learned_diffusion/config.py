@@ -1,0 +1,163 @@
+"""What a user can set, as frozen dataclasses that own the defaults. Imports neither torch nor Qt.
+
+Forms, the command line and the Python API are made from these; ``None`` always means *automatic*.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Self
+
+from napari_learned_diffusion.core.errors import InvalidSettingError
+from napari_learned_diffusion.core.noise import Gaussian, NoiseModel, PoissonGaussian
+
+DEFAULT_MODEL = "perona-malik"
+
+Function = Literal["rational", "exponential"]
+SchemeName = Literal["explicit", "fed"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["float32", "float64"]
+NoiseChoice = Literal["auto", "gaussian", "poisson-gaussian"]
+
+FUNCTIONS: tuple[Function, ...] = ("rational", "exponential")
+SCHEMES: tuple[SchemeName, ...] = ("explicit", "fed")
+PRECISIONS: tuple[Precision, ...] = ("float32", "float64")
+NOISE_CHOICES: tuple[NoiseChoice, ...] = ("auto", "gaussian", "poisson-gaussian")
+MAX_ITERATIONS = 100_000
+
+
+@dataclass(frozen=True)
+class DiffusionConfig:
+    """How to denoise. Every field that is ``None`` is chosen from the data.
+
+    Parameters
+    ----------
+    model
+        Key of the diffusivity; `napari_learned_diffusion.list_models` lists them.
+    iterations
+        Number of diffusion steps, at least 0.
+    noise
+        The noise model, in layer units. ``None``: estimated from the data.
+    noise_kind
+        Which noise model is estimated where ``noise`` is ``None``; ``"auto"`` lets the data choose.
+    contrast
+        Contrast parameter K of ``perona-malik``, in units of the noise's standard deviation, > 0.
+    function
+        Diffusivity of ``perona-malik``: ``"rational"`` 1/(1+s/K²) or ``"exponential"`` exp(-s/K²).
+    scheme
+        ``"explicit"``: explicit Euler, every guarantee holds. ``"fed"``: fast explicit diffusion, long
+        varying steps that reach a large stopping time in few iterations (``perona-malik`` only).
+    tau
+        Time step of the explicit scheme, > 0, in squared pixels.
+    stopping_time
+        Stopping time of the FED scheme, > 0, in squared pixels.
+    presmooth_sigma
+        Standard deviation of the Gaussian that smooths the image which ``perona-malik`` looks at
+        (Catté et al. 1992), in pixels; 0 is none.
+    device
+        Where to compute; ``"auto"`` takes the fastest that is there.
+    precision
+        Number format of the solver.
+    """
+
+    model: str = DEFAULT_MODEL
+    iterations: int | None = None
+    noise: NoiseModel | None = None
+    noise_kind: NoiseChoice = "auto"
+    contrast: float | None = None
+    function: Function = "rational"
+    scheme: SchemeName = "explicit"
+    tau: float | None = None
+    stopping_time: float | None = None
+    presmooth_sigma: float | None = None
+    device: Device = "auto"
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        if self.iterations is not None:
+            whole = isinstance(self.iterations, int) and not isinstance(self.iterations, bool)
+            if not whole or not 0 <= self.iterations <= MAX_ITERATIONS:
+                raise InvalidSettingError(
+                    f"The number of iterations must be a whole number from 0 to {MAX_ITERATIONS}, "
+                    f"not {self.iterations!r}."
+                )
+        _check_positive("The contrast parameter K", self.contrast)
+        _check_positive("The time step tau", self.tau)
+        _check_positive("The stopping time", self.stopping_time)
+        sigma = self.presmooth_sigma
+        if sigma is not None and not (math.isfinite(sigma) and 0 <= sigma <= 50):
+            raise InvalidSettingError(
+                f"Presmoothing must be a number of pixels from 0 to 50, not {sigma}."
+            )
+        _check_choice("function", self.function, FUNCTIONS)
+        _check_choice("scheme", self.scheme, SCHEMES)
+        _check_choice("precision", self.precision, PRECISIONS)
+        _check_choice("noise kind", self.noise_kind, NOISE_CHOICES)
+
+    def with_(self, **changes: Any) -> Self:
+        """A copy with some fields changed."""
+        return replace(self, **changes)
+
+    def changed(self) -> dict[str, Any]:
+        """The fields that differ from the defaults, in order."""
+        default = type(self)()
+        return {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if getattr(self, f.name) != getattr(default, f.name)
+        }
+
+
+@dataclass(frozen=True)
+class TilingConfig:
+    """How large planes are cut.
+
+    Parameters
+    ----------
+    tile
+        Edge length of a tile in pixels, halo not counted, at least 32. ``None``: as large as the
+        memory budget allows.
+    memory_budget
+        Bytes that the solver may use at once. ``None``: a part of what is free on the device.
+    """
+
+    tile: int | None = None
+    memory_budget: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.tile is not None and self.tile < 32:
+            raise InvalidSettingError(f"A tile must have at least 32 pixels, not {self.tile}.")
+        if self.memory_budget is not None and self.memory_budget <= 0:
+            raise InvalidSettingError("The memory budget must be above 0 bytes.")
+
+
+def _check_positive(name: str, value: float | None) -> None:
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise InvalidSettingError(f"{name} must be a finite number above 0, not {value}.")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InvalidSettingError(
+            f"There is no {name} {value!r}. Choose one of: {', '.join(choices)}."
+        )
+
+
+def noise_from_arguments(
+    noise: NoiseModel | None, noise_sigma: float | None
+) -> NoiseModel | None:
+    """The noise model that a caller means by ``noise`` or by its short form ``noise_sigma``."""
+    if noise is not None and noise_sigma is not None:
+        raise InvalidSettingError("Give either a noise model or noise_sigma, not both.")
+    return Gaussian(noise_sigma) if noise_sigma is not None else noise
+
+
+__all__ = [
+    "DiffusionConfig",
+    "Gaussian",
+    "NoiseModel",
+    "PoissonGaussian",
+    "TilingConfig",
+    "noise_from_arguments",
+]
