@@ -1,0 +1,1 @@
+"""Denoise 2D slices by nonlinear diffusion with a learned diffusivity."""
