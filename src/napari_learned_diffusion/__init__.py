@@ -1,1 +1,65 @@
-"""Denoise 2D slices by nonlinear diffusion with a learned diffusivity."""
+"""Denoise 2D slices of CT, MRI and electron-microscopy stacks by nonlinear diffusion.
+
+The result can only average what is there: every output pixel is a convex average of input pixels,
+the mean is kept, and no value leaves the input's range. Importing the package is light: torch is
+imported by the first call that computes.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from napari_learned_diffusion.api import denoise, diffusivity
+    from napari_learned_diffusion.config import DiffusionConfig, TilingConfig
+    from napari_learned_diffusion.core.errors import LearnedDiffusionError
+    from napari_learned_diffusion.core.noise import Gaussian, NoiseModel, PoissonGaussian
+    from napari_learned_diffusion.core.noise_estimation import NoiseEstimate, estimate_noise
+    from napari_learned_diffusion.core.zoo import ModelCard, load_model
+    from napari_learned_diffusion.core.zoo import list_cards as list_models
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DiffusionConfig",
+    "Gaussian",
+    "LearnedDiffusionError",
+    "ModelCard",
+    "NoiseEstimate",
+    "NoiseModel",
+    "PoissonGaussian",
+    "TilingConfig",
+    "denoise",
+    "diffusivity",
+    "estimate_noise",
+    "list_models",
+    "load_model",
+]
+
+_HOMES = {
+    "DiffusionConfig": "config:DiffusionConfig",
+    "Gaussian": "core.noise:Gaussian",
+    "LearnedDiffusionError": "core.errors:LearnedDiffusionError",
+    "ModelCard": "core.zoo:ModelCard",
+    "NoiseEstimate": "core.noise_estimation:NoiseEstimate",
+    "NoiseModel": "core.noise:NoiseModel",
+    "PoissonGaussian": "core.noise:PoissonGaussian",
+    "TilingConfig": "config:TilingConfig",
+    "denoise": "api:denoise",
+    "diffusivity": "api:diffusivity",
+    "estimate_noise": "core.noise_estimation:estimate_noise",
+    "list_models": "core.zoo:list_cards",
+    "load_model": "core.zoo:load_model",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _HOMES[name].split(":")
+    return getattr(import_module(f"{__name__}.{module}"), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -144,9 +144,7 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         )
 
 
-def noise_from_arguments(
-    noise: NoiseModel | None, noise_sigma: float | None
-) -> NoiseModel | None:
+def noise_from_arguments(noise: NoiseModel | None, noise_sigma: float | None) -> NoiseModel | None:
     """The noise model that a caller means by ``noise`` or by its short form ``noise_sigma``."""
     if noise is not None and noise_sigma is not None:
         raise InvalidSettingError("Give either a noise model or noise_sigma, not both.")

@@ -1,0 +1,185 @@
+"""The public functions: one call from an array to an array."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_learned_diffusion.config import (
+    DEFAULT_MODEL,
+    Device,
+    DiffusionConfig,
+    NoiseModel,
+    TilingConfig,
+    noise_from_arguments,
+)
+from napari_learned_diffusion.core.errors import InvalidSettingError
+from napari_learned_diffusion.jobs.denoise import Denoised, denoise_lazy, denoise_stack
+from napari_learned_diffusion.jobs.planes import PlaneAxes
+from napari_learned_diffusion.jobs.progress import run
+
+
+def denoise(
+    image: Any,
+    model: str = DEFAULT_MODEL,
+    noise: NoiseModel | None = None,
+    noise_sigma: float | None = None,
+    iterations: int | None = None,
+    device: Device = "auto",
+    *,
+    axes: PlaneAxes = (-2, -1),
+    spacing: tuple[float, float] = (1.0, 1.0),
+    tile: int | None = None,
+    **advanced: Any,
+) -> Any:
+    r"""Denoise an image, or every plane of a stack, by nonlinear diffusion.
+
+    .. math:: \partial_t u = \operatorname{div}\bigl(g \nabla u\bigr)
+
+    with conductances :math:`g \ge 0` from the model, limited so that every step only averages: the
+    mean is preserved, and no value leaves the range of its plane.
+
+    Parameters
+    ----------
+    image
+        Array of at least two dimensions, integers or floats, in any unit. NaN and infinite pixels
+        take no part and come back as they were. A dask array gives a lazy dask array.
+    model
+        Key of the diffusivity, see `list_models`.
+    noise
+        Noise model in the unit of the image. ``None``: estimated from the image.
+    noise_sigma
+        Short for ``noise=Gaussian(noise_sigma)``: standard deviation, in the unit of the image.
+    iterations
+        Number of diffusion steps. ``None``: suggested by the model.
+    device
+        ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"mps"``.
+    axes
+        Row axis and column axis of the planes; all others are gone through plane by plane.
+    spacing
+        Distance of rows and of columns, in any unit: only their ratio matters.
+    tile
+        Edge length of the tiles that large planes are cut into, in pixels. ``None``: as the memory
+        allows. It doesn't change the result.
+    **advanced
+        Any other field of `DiffusionConfig`: ``contrast``, ``function``, ``scheme``, ``tau``,
+        ``stopping_time``, ``presmooth_sigma``, ``noise_kind``, ``precision``.
+
+    Returns
+    -------
+    Array of the same shape and dtype.
+
+    Raises
+    ------
+    LearnedDiffusionError
+        if the image can't be denoised or a setting is out of its range; the message says what to do.
+
+    References
+    ----------
+    .. [1] P. Perona, J. Malik, "Scale-space and edge detection using anisotropic diffusion",
+       IEEE Trans. Pattern Anal. Mach. Intell. 12 (1990), 629-639.
+    .. [2] S. Valdivia Ortega, M. Haas, A. Effland, "Learning diffusion functions for image
+       restoration", HAL hal-04573661 (2024).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from napari_learned_diffusion import denoise
+    >>> noisy = np.random.default_rng(0).normal(100, 10, (4, 64, 64))
+    >>> denoised = denoise(noisy, noise_sigma=10)
+    >>> bool(denoised.std() < noisy.std() / 3)
+    True
+    """
+    config = _config(
+        model=model,
+        noise=noise_from_arguments(noise, noise_sigma),
+        iterations=iterations,
+        device=device,
+        **advanced,
+    )
+    tiling = TilingConfig(tile=tile)
+    if hasattr(image, "dask"):
+        return denoise_lazy(image, config, plane_axes=axes, spacing=spacing, tiling=tiling)
+    return _run(_as_array(image), config, axes, spacing, tiling, want_diffusivity=False).image
+
+
+def diffusivity(
+    image: Any,
+    model: str = DEFAULT_MODEL,
+    noise: NoiseModel | None = None,
+    noise_sigma: float | None = None,
+    iterations: int | None = None,
+    device: Device = "auto",
+    *,
+    axes: PlaneAxes = (-2, -1),
+    spacing: tuple[float, float] = (1.0, 1.0),
+    tile: int | None = None,
+    **advanced: Any,
+) -> NDArray[np.float32]:
+    """The diffusivity of the last step: where the image was smoothed, and where it was kept.
+
+    Parameters as of `denoise`.
+
+    Returns
+    -------
+    Array of the shape of the image, float32: the mean conductance of the edges of each pixel,
+    without unit; of ``perona-malik`` from 0 (kept) to 1 (smoothed). NaN at pixels that took no part.
+
+    Raises
+    ------
+    LearnedDiffusionError
+        as `denoise`; also where no step is done, so that there is no diffusivity.
+    """
+    config = _config(
+        model=model,
+        noise=noise_from_arguments(noise, noise_sigma),
+        iterations=iterations,
+        device=device,
+        **advanced,
+    )
+    tiling = TilingConfig(tile=tile)
+    shown = _run(_as_array(image), config, axes, spacing, tiling, want_diffusivity=True).diffusivity
+    if shown is None:
+        raise InvalidSettingError(
+            "No diffusion step is done with a noise level of 0 or 0 iterations, "
+            "so there is no diffusivity. Give a noise level and iterations above 0."
+        )
+    return shown
+
+
+def _config(**settings: Any) -> DiffusionConfig:
+    unknown = set(settings) - set(DiffusionConfig.__dataclass_fields__)
+    if unknown:
+        raise InvalidSettingError(
+            f"There is no setting {', '.join(sorted(unknown))}. "
+            f"There are: {', '.join(DiffusionConfig.__dataclass_fields__)}."
+        )
+    return DiffusionConfig(**settings)
+
+
+def _as_array(image: Any) -> Any:
+    lazy = hasattr(image, "shape") and hasattr(image, "dtype") and hasattr(image, "__getitem__")
+    return image if lazy else np.asarray(image)
+
+
+def _run(
+    image: Any,
+    config: DiffusionConfig,
+    axes: PlaneAxes,
+    spacing: tuple[float, float],
+    tiling: TilingConfig,
+    *,
+    want_diffusivity: bool,
+) -> Denoised:
+    job = denoise_stack(
+        image,
+        config,
+        plane_axes=axes,
+        spacing=spacing,
+        tiling=tiling,
+        want_diffusivity=want_diffusivity,
+        measure=False,
+    )
+    return run(job)

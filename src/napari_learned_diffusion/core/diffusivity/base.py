@@ -1,0 +1,109 @@
+"""What a diffusivity is: from a stabilised image to the conductances of its edges."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from napari_learned_diffusion.config import DiffusionConfig
+from napari_learned_diffusion.core.operators import Stencil, mean_of_ends
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """Settings that suit the data where the user gives none; as in `config.DiffusionConfig`.
+
+    Parameters
+    ----------
+    stopping_time
+        In squared pixels.
+    tau
+        Time step of the explicit scheme, in squared pixels.
+    contrast, presmooth_sigma
+        Only for models that have them.
+    """
+
+    stopping_time: float
+    tau: float
+    contrast: float | None = None
+    presmooth_sigma: float | None = None
+
+    @property
+    def iterations(self) -> int:
+        """Explicit steps to the stopping time, at least 1."""
+        return max(1, round(self.stopping_time / self.tau))
+
+
+class Diffusivity(nn.Module, ABC):
+    """Looks at an image and says how well each edge conducts.
+
+    Subclasses need no care for stability: `core.limiter` scales their conductances down where a
+    step would overshoot, so any values of at least 0 are right.
+    """
+
+    key: ClassVar[str]
+
+    @abstractmethod
+    def conductances(self, v: Tensor, stencil: Stencil, valid: Tensor | None, step: int) -> Tensor:
+        """Conductances of all edges for one diffusion step.
+
+        Parameters
+        ----------
+        v
+            ``(b, 1, h, w)``, stabilised intensities: the noise has standard deviation 1. Finite;
+            invalid pixels hold the mean of the valid ones.
+        stencil
+            The edges, with their lengths in pixels.
+        valid
+            ``(b, 1, h, w)`` of 0 and 1, or ``None`` where all pixels are valid.
+        step
+            Number of steps done so far.
+
+        Returns
+        -------
+        ``(b, edges, h, w)``, at least 0, without unit.
+        """
+
+    @property
+    @abstractmethod
+    def reach(self) -> int:
+        """How many pixels around an edge have a say in its conductance.
+
+        Tiles need a halo of ``iterations × (reach + 1)`` pixels to give what the whole gives.
+        """
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: DiffusionConfig) -> Self:
+        """The diffusivity that a complete configuration (nothing left automatic) asks for."""
+
+    @classmethod
+    @abstractmethod
+    def suggest(cls, v: NDArray[np.floating[Any]]) -> Suggestion:
+        """Good settings for stabilised planes, ``(n, h, w)``, NaN where a pixel isn't valid."""
+
+    @property
+    @abstractmethod
+    def working_maps(self) -> int:
+        """How many maps of the slice's size a step holds at once, for the memory budget."""
+
+    @property
+    def stencil_offsets(self) -> tuple[tuple[int, int], ...]:
+        """The edges that this diffusivity has conductances for."""
+        return Stencil().offsets
+
+
+class PixelDiffusivity(Diffusivity):
+    """A diffusivity that is a map on pixels; an edge takes the mean of its two ends."""
+
+    @abstractmethod
+    def forward(self, v: Tensor, valid: Tensor | None, step: int) -> Tensor:
+        """The map, ``(b, 1, h, w)``, at least 0; parameters as of `conductances`."""
+
+    def conductances(self, v: Tensor, stencil: Stencil, valid: Tensor | None, step: int) -> Tensor:
+        return mean_of_ends(self(v, valid, step), stencil)

@@ -1,0 +1,169 @@
+r"""The classical diffusivity of Perona and Malik, evaluated edge by edge."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+from napari_learned_diffusion.config import DiffusionConfig, Function
+from napari_learned_diffusion.core.diffusivity.base import Diffusivity, Suggestion
+from napari_learned_diffusion.core.errors import InvalidSettingError
+from napari_learned_diffusion.core.operators import Stencil, gradient
+from napari_learned_diffusion.core.presmoothing import kernel_radius, presmooth
+
+
+def _rational(x: Tensor) -> Tensor:
+    return 1 / (1 + x)
+
+
+def _exponential(x: Tensor) -> Tensor:
+    return torch.exp(-x)
+
+
+FUNCTIONS: dict[Function, Callable[[Tensor], Tensor]] = {
+    "rational": _rational,
+    "exponential": _exponential,
+}
+"""The diffusivity as a function of s/K²."""
+
+
+class PeronaMalik(Diffusivity):
+    r"""Conducts well within regions and badly across edges [1]_.
+
+    .. math:: g_{ij} = a\!\left(\left(\frac{v_j - v_i}{h_{ij}}\right)^2\right), \qquad
+              a(s) = \frac{1}{1 + s/K^2} \quad\text{or}\quad a(s) = e^{-s/K^2}
+
+    on the stabilised image, smoothed beforehand by a Gaussian of ``presmooth_sigma`` [2]_.
+
+    Parameters
+    ----------
+    contrast
+        K, in standard deviations of the noise (per pixel), > 0: stronger gradients are edges.
+    function
+        ``"rational"`` favours wide regions, ``"exponential"`` edges of high contrast.
+    presmooth_sigma
+        In pixels, at least 0; 0 is none.
+
+    Raises
+    ------
+    InvalidSettingError
+        if a parameter is out of its range.
+
+    References
+    ----------
+    .. [1] P. Perona, J. Malik, "Scale-space and edge detection using anisotropic diffusion",
+       IEEE Trans. Pattern Anal. Mach. Intell. 12 (1990), 629-639.
+    .. [2] F. Catté, P.-L. Lions, J.-M. Morel, T. Coll, "Image selective smoothing and edge
+       detection by nonlinear diffusion", SIAM J. Numer. Anal. 29 (1992), 182-193.
+    """
+
+    key = "perona-malik"
+
+    def __init__(
+        self, contrast: float, function: Function = "rational", presmooth_sigma: float = 0.0
+    ) -> None:
+        super().__init__()
+        if not (math.isfinite(contrast) and contrast > 0):
+            raise InvalidSettingError(
+                f"The contrast parameter K must be a finite number above 0, not {contrast}."
+            )
+        if not (math.isfinite(presmooth_sigma) and presmooth_sigma >= 0):
+            raise InvalidSettingError(
+                f"Presmoothing must be a number of pixels of at least 0, not {presmooth_sigma}."
+            )
+        if function not in FUNCTIONS:
+            raise InvalidSettingError(
+                f"There is no diffusivity {function!r}. Choose one of: {', '.join(FUNCTIONS)}."
+            )
+        self.contrast = contrast
+        self.function = function
+        self.presmooth_sigma = presmooth_sigma
+
+    def conductances(self, v: Tensor, stencil: Stencil, valid: Tensor | None, step: int) -> Tensor:
+        return self.of_smoothed(presmooth(v, self.presmooth_sigma, stencil.spacing, valid), stencil)
+
+    def of_smoothed(self, seen: Tensor, stencil: Stencil) -> Tensor:
+        """Conductances, ``(b, edges, h, w)``, of a stabilised image that has been presmoothed."""
+        return FUNCTIONS[self.function]((gradient(seen, stencil) / self.contrast) ** 2)
+
+    @classmethod
+    def from_config(cls, config: DiffusionConfig) -> Self:
+        if config.contrast is None or config.presmooth_sigma is None:
+            raise InvalidSettingError("perona-malik needs a contrast parameter K and presmoothing.")
+        return cls(config.contrast, config.function, config.presmooth_sigma)
+
+    @classmethod
+    def suggest(cls, v: NDArray[np.floating[Any]]) -> Suggestion:
+        r"""Settings from the roughness of the image, by power laws tuned on natural images.
+
+        With the roughness :math:`r` of `roughness`, :math:`K = k_0 r^{k_1}` and the stopping time
+        :math:`T = t_0 r^{t_1}`: the smoother the image is under its noise, the longer and the more
+        cautiously it diffuses. The numbers and where they were tuned are in the model's card.
+        """
+        from napari_learned_diffusion.core.zoo import card  # the cards import this package
+
+        tuned = card(cls.key).details["suggestion"]
+        r = float(np.clip(roughness(v), *tuned["roughness_range"]))
+        k0, k1 = tuned["contrast"]
+        t0, t1 = tuned["stopping_time"]
+        p0, p1 = tuned["presmooth_sigma"]
+        return Suggestion(
+            stopping_time=t0 * r**t1,
+            tau=tuned["tau"],
+            contrast=k0 * r**k1,
+            presmooth_sigma=float(np.clip(p0 + p1 * math.log(r), *tuned["presmooth_sigma_range"])),
+        )
+
+    @property
+    def working_maps(self) -> int:
+        return 16
+
+    @property
+    def reach(self) -> int:
+        return kernel_radius(self.presmooth_sigma)
+
+
+def roughness(v: NDArray[np.floating[Any]]) -> float:
+    r"""How much the image itself adds to the differences that the noise makes.
+
+    .. math:: r = \frac{q_{75}\left((v_j - v_i)^2\right)}{2\,\chi^2_{1;\,0.75}} - 1
+
+    over all neighbours: 0 for pure noise, large for an image whose details tower above its noise.
+    The quantile, other than the mean, isn't carried away by a few strong edges. Exactly constant
+    areas (clipped air, skull-stripped background) hold no noise and are left out.
+
+    Parameters
+    ----------
+    v
+        ``(n, h, w)``, stabilised intensities, NaN where a pixel isn't valid.
+
+    Returns
+    -------
+    At least 0, without unit; 0 where there are no two neighbours to compare.
+    """
+    varies = ~_constant(v)
+    along_y = np.diff(v, axis=-2)[varies[:, :-1]]
+    along_x = np.diff(v, axis=-1)[varies[:, :, :-1]]
+    squares = np.concatenate([along_y, along_x]) ** 2
+    squares = squares[np.isfinite(squares)]
+    if squares.size == 0:
+        return 0.0
+    return max(0.0, float(np.quantile(squares, 0.75)) / _NOISE_QUANTILE - 1)
+
+
+_NOISE_QUANTILE = 2 * 1.3233036969314664
+"""75th percentile of a squared difference of two pixels of pure noise: 2 times chi-squared's."""
+
+
+def _constant(v: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
+    """Pixels whose neighbourhood of 3 by 3 has one value only."""
+    size = (1, 3, 3)
+    same: NDArray[np.bool_] = ndimage.maximum_filter(v, size) == ndimage.minimum_filter(v, size)
+    return same

@@ -1,0 +1,323 @@
+r"""Nonlinear diffusion of a batch of slices, :math:`\partial_t u = \operatorname{div}(g \nabla u)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from napari_learned_diffusion.core.diffusivity.base import Diffusivity
+from napari_learned_diffusion.core.diffusivity.perona_malik import PeronaMalik
+from napari_learned_diffusion.core.errors import InvalidImageError, InvalidSettingError
+from napari_learned_diffusion.core.limiter import limit
+from napari_learned_diffusion.core.noise import NoiseModel
+from napari_learned_diffusion.core.operators import (
+    Stencil,
+    divergence,
+    gradient,
+    mean_conductance,
+    open_edges,
+    pixel_spacing,
+)
+from napari_learned_diffusion.core.schemes import Scheme
+
+Backend = Literal["auto", "torch", "fused"]
+
+
+@dataclass(frozen=True)
+class State:
+    """What there is after a step.
+
+    Parameters
+    ----------
+    step
+        Number of steps done, from 1.
+    time
+        Diffusion time reached, in squared pixels.
+    u
+        ``(b, 1, h, w)``. A buffer that the next step may write to: clone it to keep it.
+    diffusivity
+        Computes the mean conductance around each pixel in this step, ``(b, 1, h, w)``; only while
+        this is the latest state.
+    """
+
+    step: int
+    time: float
+    u: Tensor
+    diffusivity: Callable[[], Tensor] = field(repr=False)
+
+
+class Outcome(Enum):
+    """How a run ended, and what to do about it."""
+
+    COMPLETED = "All steps were done."
+    CANCELLED = "Cancelled: the image is as far as it had got. Run again for all of the steps."
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of the image after a step and of the diffusivity in it, both ``(b, 1, h, w)``."""
+
+    step: int
+    time: float
+    u: Tensor
+    diffusivity: Tensor
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The end of a run.
+
+    Parameters
+    ----------
+    u
+        The denoised image, ``(b, 1, h, w)``.
+    diffusivity
+        Mean conductance around each pixel in the last step, ``(b, 1, h, w)``; ``None`` where no
+        step was done.
+    steps, time
+        Number of steps done, and the diffusion time that they reached, in squared pixels.
+    outcome
+        How the run ended.
+    history
+        A snapshot after every step, where it was asked for.
+    """
+
+    u: Tensor
+    diffusivity: Tensor | None
+    steps: int
+    time: float
+    outcome: Outcome
+    history: tuple[Snapshot, ...] = ()
+
+
+def solve(
+    u: Tensor,
+    diffusivity: Diffusivity,
+    *,
+    noise: NoiseModel,
+    scheme: Scheme,
+    iterations: int,
+    spacing: tuple[float, float] = (1.0, 1.0),
+    valid: Tensor | None = None,
+    backend: Backend = "auto",
+    keep_history: bool = False,
+    on_step: Callable[[State], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Solution:
+    r"""Diffuse a batch of slices; see `iterate` for the equation and the other parameters.
+
+    Parameters
+    ----------
+    keep_history
+        Whether to keep a copy of the image and the diffusivity after every step.
+    on_step
+        Called after every step.
+    cancelled
+        Asked before every step; once it returns ``True``, no further step is done.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from napari_learned_diffusion.core.noise import Gaussian
+    >>> from napari_learned_diffusion.core.schemes import Explicit
+    >>> noisy = torch.randn(1, 1, 64, 64)
+    >>> solution = solve(
+    ...     noisy, PeronaMalik(contrast=1), noise=Gaussian(1), scheme=Explicit(0.2), iterations=10
+    ... )
+    >>> bool(solution.u.std() < noisy.std())
+    True
+    """
+    states = iterate(
+        u,
+        diffusivity,
+        noise=noise,
+        scheme=scheme,
+        iterations=iterations,
+        spacing=spacing,
+        valid=valid,
+        backend=backend,
+    )
+    last: State | None = None
+    history: list[Snapshot] = []
+    outcome = Outcome.COMPLETED
+    while True:
+        if cancelled is not None and (last is None or last.step < iterations) and cancelled():
+            outcome = Outcome.CANCELLED
+            break
+        state = next(states, None)
+        if state is None:
+            break
+        last = state
+        if keep_history:
+            history.append(
+                Snapshot(state.step, state.time, state.u.clone(), state.diffusivity().clone())
+            )
+        if on_step is not None:
+            on_step(state)
+    if last is None:
+        return Solution(u.clone(), None, 0, 0.0, outcome)
+    shown = last.diffusivity()
+    states.close()
+    return Solution(last.u, shown, last.step, last.time, outcome, tuple(history))
+
+
+def iterate(
+    u: Tensor,
+    diffusivity: Diffusivity,
+    *,
+    noise: NoiseModel,
+    scheme: Scheme,
+    iterations: int,
+    spacing: tuple[float, float] = (1.0, 1.0),
+    valid: Tensor | None = None,
+    backend: Backend = "auto",
+    gradients: bool = False,
+) -> Generator[State, None, None]:
+    r"""Diffuse a batch of slices step by step, with reflecting boundary.
+
+    .. math:: u \leftarrow u + \tau \operatorname{div}(g \nabla u), \qquad
+              g = \text{limit}(\text{diffusivity}(\text{stabilise}(u)))
+
+    Parameters
+    ----------
+    u
+        ``(b, 1, h, w)``, float32 or float64, finite, in any unit. Not written to.
+    diffusivity
+        The model. It sees stabilised intensities only.
+    noise
+        Noise model in the unit of ``u``, not zero.
+    scheme
+        Time steps.
+    iterations
+        Number of steps, at least 0.
+    spacing
+        Distance of rows and of columns, ``(hy, hx)``, in any unit: only their ratio matters.
+    valid
+        ``(b, 1, h, w)`` of 0 and 1: nothing flows into or out of a pixel of 0.
+    backend
+        ``"torch"``: plain tensor operations, on any device, differentiable. ``"fused"``: kernels for
+        ``perona-malik`` in float32 on the CPU. ``"auto"``: fused where it can.
+    gradients
+        Whether torch records the steps, for training.
+
+    Raises
+    ------
+    InvalidImageError
+        if ``u`` or ``valid`` is of another shape or type.
+    InvalidSettingError
+        if the noise model is zero, ``iterations`` is negative, or the fused backend can't do it.
+    """
+    _check(u, valid, noise, iterations)
+    stencil = Stencil(diffusivity.stencil_offsets, pixel_spacing(spacing))
+    fusible = not gradients and _fusible(u, diffusivity, scheme, iterations, stencil)
+    if backend == "fused" and not fusible:
+        raise InvalidSettingError(
+            "The fused backend does one float32 slice on the CPU with perona-malik and a time step "
+            "that needs no limiter. Use the backend 'auto'."
+        )
+    if fusible and backend != "torch" and isinstance(diffusivity, PeronaMalik):
+        return _iterate_fused(u, diffusivity, noise, scheme, iterations, stencil, valid)
+    return _iterate_torch(u, diffusivity, noise, scheme, iterations, stencil, valid, gradients)
+
+
+def _iterate_torch(
+    u: Tensor,
+    diffusivity: Diffusivity,
+    noise: NoiseModel,
+    scheme: Scheme,
+    iterations: int,
+    stencil: Stencil,
+    valid: Tensor | None,
+    gradients: bool,
+) -> Generator[State, None, None]:
+    if valid is not None:
+        valid = valid.to(u.dtype)
+    is_open = None if valid is None else open_edges(valid, stencil)
+    time = 0.0
+    for done, step in enumerate(scheme.steps(iterations)):
+        # Not around the yield: the mode would leak into the caller's code.
+        with torch.set_grad_enabled(gradients):
+            if step.refresh:
+                g = diffusivity.conductances(noise.stabilise(u), stencil, valid, done)
+                if is_open is not None:
+                    g = g * is_open
+                g = limit(g, step.limiter_tau, stencil)
+            u = u + step.tau * divergence(g * gradient(u, stencil), stencil)
+        time += step.tau
+        yield State(done + 1, time, u, partial(mean_conductance, g, stencil))
+
+
+def _iterate_fused(
+    u: Tensor,
+    diffusivity: PeronaMalik,
+    noise: NoiseModel,
+    scheme: Scheme,
+    iterations: int,
+    stencil: Stencil,
+    valid: Tensor | None,
+) -> Generator[State, None, None]:
+    # numba takes a second to import: only who runs the kernels pays for it.
+    from napari_learned_diffusion.core.fused import perona_malik_steps
+
+    time = 0.0
+    steps = list(scheme.steps(iterations))
+    mask = None if valid is None else valid.to(torch.float32)
+
+    def shown(seen: NDArray[np.float32]) -> Tensor:
+        g = diffusivity.of_smoothed(torch.from_numpy(seen)[None, None], stencil)
+        return mean_conductance(g if mask is None else g * open_edges(mask, stencil), stencil)
+
+    pairs = perona_malik_steps(
+        u[0, 0].contiguous().numpy(),
+        steps,
+        stabilise=noise.stabilise,
+        contrast=diffusivity.contrast,
+        function=diffusivity.function,
+        presmooth_sigma=diffusivity.presmooth_sigma,
+        spacing=stencil.spacing,
+        valid=None if mask is None else mask[0, 0].contiguous().numpy(),
+        threads=torch.get_num_threads(),
+    )
+    for done, (step, (seen, after)) in enumerate(zip(steps, pairs, strict=True)):
+        time += step.tau
+        yield State(done + 1, time, torch.from_numpy(after)[None, None], partial(shown, seen))
+
+
+def _fusible(
+    u: Tensor, diffusivity: Diffusivity, scheme: Scheme, iterations: int, stencil: Stencil
+) -> bool:
+    """Whether the kernels can do it: their conductances are at most 1, so a short step is limited
+    by itself.
+    """
+    return (
+        isinstance(diffusivity, PeronaMalik)
+        and u.device.type == "cpu"
+        and u.dtype == torch.float32
+        and u.shape[0] == 1
+        and all(s.limiter_tau * stencil.largest_sum <= 1 + 1e-6 for s in scheme.steps(iterations))
+    )
+
+
+def _check(u: Tensor, valid: Tensor | None, noise: NoiseModel, iterations: int) -> None:
+    if u.ndim != 4 or u.shape[1] != 1 or 0 in u.shape:
+        raise InvalidImageError(
+            f"The solver takes slices of shape (b, 1, h, w), none of them 0, not {tuple(u.shape)}."
+        )
+    if u.dtype not in (torch.float32, torch.float64):
+        raise InvalidImageError(f"The solver computes in float32 or float64, not in {u.dtype}.")
+    if valid is not None and valid.shape != u.shape:
+        raise InvalidImageError(
+            f"The mask has the shape {tuple(valid.shape)}, the image {tuple(u.shape)}."
+        )
+    if noise.is_zero:
+        raise InvalidSettingError("Without noise there is nothing to remove.")
+    if iterations < 0:
+        raise InvalidSettingError(f"The number of iterations must be at least 0, not {iterations}.")

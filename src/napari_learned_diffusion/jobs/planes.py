@@ -1,0 +1,148 @@
+"""Planes of an array of any number of dimensions, and their way into the solver's units and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_learned_diffusion.core.errors import InvalidImageError
+from napari_learned_diffusion.core.noise import NoiseModel
+
+PlaneAxes = tuple[int, int]
+
+
+def check_image(image: Any, plane_axes: PlaneAxes) -> PlaneAxes:
+    """The plane axes counted from the front, of an image that can be denoised.
+
+    Parameters
+    ----------
+    image
+        Any array with ``shape``, ``dtype`` and indexing: numpy, dask, zarr.
+    plane_axes
+        Row axis and column axis of the planes; negative ones count from the end.
+
+    Raises
+    ------
+    InvalidImageError
+        if it has fewer than two dimensions, no pixels, values that are no intensities, or no such
+        axes.
+    """
+    shape, dtype = tuple(image.shape), np.dtype(image.dtype)
+    if dtype.kind == "b":
+        raise InvalidImageError(
+            "The image is boolean: a mask has no noise that diffusion could remove. "
+            "Choose an image of intensities, or convert it to numbers first."
+        )
+    if dtype.kind == "c":
+        raise InvalidImageError(
+            "The image is complex. Denoise its magnitude, or its real and imaginary parts one by one."
+        )
+    if dtype.kind not in "iuf":
+        raise InvalidImageError(f"The image has values of type {dtype}, which are no intensities.")
+    if len(shape) < 2:
+        raise InvalidImageError(
+            f"The image has {len(shape)} dimension{'s' if len(shape) != 1 else ''}; "
+            "planes of two dimensions are needed."
+        )
+    if 0 in shape:
+        raise InvalidImageError(f"The image has no pixels: its shape is {shape}.")
+    rows, columns = plane_axes
+    if not all(-len(shape) <= a < len(shape) for a in plane_axes):
+        raise InvalidImageError(f"An image of shape {shape} has no plane axes {plane_axes}.")
+    rows, columns = rows % len(shape), columns % len(shape)
+    if rows == columns:
+        raise InvalidImageError("The two axes of a plane must differ.")
+    return rows, columns
+
+
+def plane_indices(shape: tuple[int, ...], plane_axes: PlaneAxes) -> Iterator[tuple[int, ...]]:
+    """Index of every plane, one number for each axis that isn't part of the planes."""
+    return np.ndindex(*(n for axis, n in enumerate(shape) if axis not in plane_axes))
+
+
+def plane_key(index: tuple[int, ...], ndim: int, plane_axes: PlaneAxes) -> tuple[Any, ...]:
+    """What to index an array with to get a plane."""
+    others = iter(index)
+    return tuple(slice(None) if axis in plane_axes else next(others) for axis in range(ndim))
+
+
+def read_plane(image: Any, index: tuple[int, ...], plane_axes: PlaneAxes) -> NDArray[Any]:
+    """One plane in memory, ``(rows, columns)``; of a lazy array only that plane is computed."""
+    plane = np.asarray(image[plane_key(index, len(image.shape), plane_axes)])
+    return plane.T if plane_axes[0] > plane_axes[1] else plane
+
+
+def write_plane(
+    image: Any, index: tuple[int, ...], plane_axes: PlaneAxes, plane: NDArray[Any]
+) -> None:
+    """Write one plane, ``(rows, columns)``, into an array."""
+    key = plane_key(index, len(image.shape), plane_axes)
+    image[key] = plane.T if plane_axes[0] > plane_axes[1] else plane
+
+
+@dataclass(frozen=True)
+class SolverUnits:
+    """The affine map from a plane's intensities to numbers around 0 and of size 1, and back.
+
+    The solver commutes with it, so it changes nothing but the rounding: offsets of millions and
+    values of any size keep single precision's seven digits for the image itself. The scale is a
+    power of two, so scaling is exact.
+    """
+
+    centre: float
+    scale: float
+    lowest: float
+    highest: float
+    dtype: np.dtype[Any]
+
+    @classmethod
+    def of(cls, plane: NDArray[Any], valid: NDArray[np.bool_] | None) -> SolverUnits:
+        """Fitted to the valid pixels of a plane, of which there is at least one."""
+        values = plane if valid is None else plane[valid]
+        lowest, highest = float(values.min()), float(values.max())
+        centre = float(values.mean(dtype=np.float64))
+        # The mean of huge values can overflow and rounds out of the range of nearly constant ones.
+        centre = (
+            min(max(centre, lowest), highest) if math.isfinite(centre) else lowest / 2 + highest / 2
+        )
+        extent = max(highest / 2 - centre / 2, centre / 2 - lowest / 2)
+        scale = 2.0 ** math.frexp(extent)[1] if extent > 0 else 1.0
+        return cls(centre, scale, lowest, highest, plane.dtype)
+
+    def encode(
+        self, plane: NDArray[Any], valid: NDArray[np.bool_] | None, precision: str
+    ) -> NDArray[np.floating[Any]]:
+        """Intensities to the solver's numbers; invalid pixels become the mean of the valid ones."""
+        u = plane.astype(np.float64)
+        u -= self.centre
+        u /= self.scale
+        if valid is not None:
+            u[~valid] = 0
+        return u.astype(precision)
+
+    def noise(self, model: NoiseModel) -> NoiseModel:
+        """The noise model in the solver's numbers."""
+        return model.transformed(1 / self.scale, -self.centre / self.scale)
+
+    def decode(self, u: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+        """The solver's numbers to intensities, unrounded."""
+        return u.astype(np.float64) * self.scale + self.centre
+
+    def to_dtype(self, intensities: NDArray[np.float64], keeps_range: bool) -> NDArray[Any]:
+        """Intensities in the dtype of the plane: rounded and clipped for integers.
+
+        Where the scheme keeps the range, rounding in the last digit isn't allowed to leave it.
+        """
+        if keeps_range:
+            intensities = intensities.clip(self.lowest, self.highest)
+        if self.dtype.kind in "iu":
+            limits = np.iinfo(self.dtype)
+            # 2^64 - 1 has no double: the next double below it is what fits.
+            highest = np.nextafter(float(limits.max), 0) if limits.bits == 64 else limits.max
+            intensities = np.rint(intensities).clip(limits.min, highest)
+        return intensities.astype(self.dtype)

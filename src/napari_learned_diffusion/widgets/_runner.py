@@ -1,0 +1,258 @@
+"""The one module that runs jobs in threads: one job at a time, cancelled within one step.
+
+A `Runner` drives a job in a generator worker of napari and reports on the main thread. It knows two
+traps of superqt 0.9. A generator that raises ``RuntimeError``, as torch does when memory runs out,
+makes the worker emit neither ``errored`` nor ``finished``; so errors come back as values. And after
+``quit()`` nobody closes the generator; so the worker does.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+from napari.qt.threading import GeneratorWorker
+from napari.utils import cancelable_progress
+from qtpy.QtCore import QObject, QTimer, Signal
+
+from napari_learned_diffusion.jobs.progress import Job, Progress
+
+REPORT_SECONDS = 0.03
+"""Between two progress reports of a thread; a PDE step of a small image takes a tenth of that."""
+
+FLUSH_MILLISECONDS = 60
+"""Between two updates of what the user sees of the progress."""
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """How a job has ended: with a result, with an error, or cancelled."""
+
+    result: Any = None
+    error: Exception | None = None
+    cancelled: bool = False
+
+
+def _drive(
+    make_job: Callable[[], Job[Any]], cancelled: threading.Event
+) -> Generator[Progress, None, _Outcome]:
+    """Run a job step by step and turn whatever happens into a value."""
+    try:
+        return (yield from _step(make_job(), cancelled))
+    except Exception as error:
+        return _Outcome(error=error)
+
+
+def _step(job: Job[Any], cancelled: threading.Event) -> Generator[Progress, None, _Outcome]:
+    reported = 0.0
+    try:
+        while not cancelled.is_set():
+            try:
+                progress = next(job)
+            except StopIteration as stop:
+                return _Outcome(result=stop.value)
+            now = time.monotonic()
+            if progress.index is not None or now - reported >= REPORT_SECONDS:
+                reported = now
+                yield progress
+        return _Outcome(cancelled=True)
+    finally:
+        job.close()
+
+
+class _Worker(GeneratorWorker[Progress, None, _Outcome]):
+    """A generator worker that closes its generator in its own thread."""
+
+    def work(self) -> _Outcome | Exception | None:
+        try:
+            outcome: _Outcome | Exception | None = super().work()
+        finally:
+            self._gen.close()
+        return outcome
+
+
+class _ActivityProgress(cancelable_progress):
+    """A bar in napari's activity dock whose button cancels at once.
+
+    napari calls ``cancel_callback`` only while it iterates, and here nothing is iterated.
+    """
+
+    def cancel(self) -> None:
+        super().cancel()
+        if self.cancel_callback is not None:
+            self.cancel_callback()
+
+
+@dataclass(frozen=True)
+class _Task:
+    number: int
+    make_job: Callable[[], Job[Any]]
+    title: str
+    cancelled: threading.Event
+
+
+class Runner(QObject):
+    """Runs one job at a time in a thread; asking anew replaces what was asked before.
+
+    Every request has a number. What comes back under another number than the last is dropped.
+
+    Parameters
+    ----------
+    parent
+        Who owns it.
+    in_activity_dock
+        Whether napari's activity dock shows the progress, with a button to cancel.
+    """
+
+    started = Signal()
+    progressed = Signal(object, object)
+    """The latest `Progress`, and the list of the indices of planes finished since the last time."""
+    succeeded = Signal(object)
+    failed = Signal(object)
+    cancelled = Signal()
+    finished = Signal()
+    """Always the last one of a job that wasn't replaced, whatever has happened before."""
+
+    def __init__(self, parent: QObject | None = None, *, in_activity_dock: bool = False) -> None:
+        super().__init__(parent)
+        self._in_activity_dock = in_activity_dock
+        self._number = 0
+        self._running: _Task | None = None
+        self._waiting: _Task | None = None
+        self._worker: _Worker | None = None
+        self._activity: _ActivityProgress | None = None
+        self._latest: Progress | None = None
+        self._planes: list[tuple[int, ...]] = []
+        self._is_shut_down = False
+        self._flush_timer = QTimer(self)
+        self._flush_timer.setInterval(FLUSH_MILLISECONDS)
+        self._flush_timer.timeout.connect(self._flush)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a job runs that is still wanted."""
+        task = self._waiting or self._running
+        return task is not None and not task.cancelled.is_set()
+
+    def submit(self, make_job: Callable[[], Job[Any]], title: str) -> None:
+        """Run a job, as soon as the one that runs has noticed that it is cancelled.
+
+        Parameters
+        ----------
+        make_job
+            Called in the thread; makes the generator.
+        title
+            What is done, for the activity dock.
+        """
+        if self._is_shut_down:
+            return
+        self._number += 1
+        self._waiting = _Task(self._number, make_job, title, threading.Event())
+        if self._running is None:
+            self._start_next()
+        else:
+            self._running.cancelled.set()
+
+    def cancel(self) -> None:
+        """Stop the job within one of its steps, and forget the one that waits."""
+        self._waiting = None
+        if self._running is not None:
+            self._running.cancelled.set()
+
+    def shut_down(self) -> None:
+        """Cancel, and never report again; for when the viewer closes."""
+        self._is_shut_down = True
+        self.cancel()
+        self._flush_timer.stop()
+        if self._worker is not None:
+            self._worker.quit()
+            self._worker.yielded.disconnect(self._on_yielded)
+            self._worker.returned.disconnect(self._on_returned)
+            self._worker.errored.disconnect(self._on_errored)
+            self._worker.finished.disconnect(self._on_finished)
+            self._worker = None
+        self._close_activity()
+        self._running = None
+
+    def _start_next(self) -> None:
+        task, self._waiting = self._waiting, None
+        if task is None:
+            return
+        self._running = task
+        self._latest, self._planes = None, []
+        self.started.emit()
+        if self._in_activity_dock:
+            self._activity = _ActivityProgress(
+                desc=task.title, total=0, cancel_callback=self.cancel, leave=False
+            )
+        worker = _Worker(_drive, task.make_job, task.cancelled)
+        worker.yielded.connect(self._on_yielded)
+        worker.returned.connect(self._on_returned)
+        worker.errored.connect(self._on_errored)
+        worker.finished.connect(self._on_finished)
+        self._worker = worker
+        self._flush_timer.start()
+        worker.start()
+
+    def _is_current(self) -> bool:
+        task = self._running
+        return (
+            task is not None
+            and not self._is_shut_down
+            and task.number == self._number
+            and not task.cancelled.is_set()
+        )
+
+    def _on_yielded(self, progress: Progress) -> None:
+        self._latest = progress
+        if progress.index is not None:
+            self._planes.append(progress.index)
+
+    def _flush(self) -> None:
+        progress, self._latest = self._latest, None
+        planes, self._planes = self._planes, []
+        if progress is None or not self._is_current():
+            return
+        self.progressed.emit(progress, planes)
+        activity = self._activity
+        if activity is not None:
+            # Each of these lets napari process events, in which the job may end and the bar close.
+            if activity.total != progress.total:
+                activity.reset(progress.total)
+            activity.update(progress.done - activity.n)
+
+    def _on_returned(self, outcome: _Outcome) -> None:
+        self._flush()
+        if not self._is_current() or outcome.cancelled:
+            return
+        if outcome.error is not None:
+            self.failed.emit(outcome.error)
+        else:
+            self.succeeded.emit(outcome.result)
+        self._running = None
+
+    def _on_errored(self, error: Exception) -> None:
+        if self._is_current():
+            self.failed.emit(error)
+            self._running = None
+
+    def _on_finished(self) -> None:
+        was_stopped = self._running is not None and self._waiting is None
+        self._worker = None
+        self._running = None
+        self._flush_timer.stop()
+        self._close_activity()
+        if self._waiting is not None:
+            self._start_next()
+            return
+        if was_stopped:
+            self.cancelled.emit()
+        self.finished.emit()
+
+    def _close_activity(self) -> None:
+        activity, self._activity = self._activity, None
+        if activity is not None:
+            activity.close()
