@@ -15,15 +15,15 @@ $(READY): pyproject.toml constraints.txt tools/setup.sh
 	tools/setup.sh
 	@touch $@
 
-demo: $(READY) ## denoise an example stack, with pictures and tables in demo-output/
+demo: $(READY) ## denoise an example stack; images and tables go to demo-output/
 	$(PYTHON_BIN) examples/demo.py --out demo-output
+	@touch $(DEMO)
 
 $(DEMO): $(READY) examples/demo.py
-	$(PYTHON_BIN) examples/demo.py --out demo-output
-	@touch $@
+	@$(MAKE) demo
 
 napari: $(DEMO) ## open the demo's result in napari
-	$(PYTHON_BIN) examples/demo.py --out demo-output --show
+	.venv/bin/napari --plugin napari-learned-diffusion demo-output/*.tif
 
 test: lint ## every check and every test
 	tools/with-display $(PYTHON_BIN) -m pytest
@@ -44,4 +44,4 @@ bench: $(READY) ## the tables of the paper and the speed against peers
 
 clean: ## remove what make made: .venv, caches, demo-output
 	rm -rf .venv demo-output build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -192,9 +192,8 @@ def _opencv_diffusion(
     import cv2
 
     three = cv2.cvtColor(_bytes(noisy), cv2.COLOR_GRAY2BGR)  # it takes nothing else
-    return cv2.ximgproc.anisotropicDiffusion(three, alpha, contrast * noise_sigma, iterations)[
-        ..., 0
-    ]
+    k = contrast * noise_sigma / 255  # a part of the range of bytes
+    return cv2.ximgproc.anisotropicDiffusion(three, alpha, k, iterations)[..., 0]
 
 
 def _opencv_nlm(noisy: Image, noise_sigma: float, h: float, patch: int, window: int) -> Image:
@@ -224,7 +223,7 @@ PEERS: dict[str, Peer] = {
         "skimage",
         ("scikit-image",),
         _tv,
-        {15: {"weight": 0.8}, 25: {"weight": 0.9}, 50: {"weight": 1.1}},
+        {15: {"weight": 0.6}, 25: {"weight": 0.8}, 50: {"weight": 0.9}},
         {"weight": (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.4)},
     ),
     "skimage-nlm": Peer(
@@ -232,7 +231,7 @@ PEERS: dict[str, Peer] = {
         "skimage",
         ("scikit-image",),
         non_local_means,
-        {s: {"h": 0.6, "patch": 5, "reach": 8} for s in (15, 25, 50)},
+        {s: {"h": 0.6, "patch": 5, "reach": r} for s, r in ((15, 10), (25, 10), (50, 6))},
         {"h": (0.5, 0.6, 0.7, 0.8), "patch": (3, 5), "reach": (6, 10)},
     ),
     "skimage-wavelet": Peer(
@@ -240,7 +239,10 @@ PEERS: dict[str, Peer] = {
         "skimage",
         ("scikit-image",),
         _wavelet,
-        {s: {"wavelet": "db2", "level": 1.0, "method": "BayesShrink"} for s in (15, 25, 50)},
+        {
+            s: {"wavelet": name, "level": 1.0, "method": "BayesShrink"}
+            for s, name in ((15, "db2"), (25, "db1"), (50, "db1"))
+        },
         {
             "wavelet": ("db1", "db2", "sym4"),
             "level": (0.8, 1.0),
@@ -252,27 +254,36 @@ PEERS: dict[str, Peer] = {
         "SimpleITK",
         ("SimpleITK",),
         _itk("GradientAnisotropicDiffusion"),
-        {s: {"conductance": 2.0, "iterations": n} for s, n in ((15, 5), (25, 10), (50, 20))},
-        {"conductance": (0.7, 1.0, 1.5, 2.2), "iterations": (4, 7, 12, 20, 35)},
+        {
+            s: {"conductance": c, "iterations": n}
+            for s, c, n in ((15, 2.2, 4), (25, 2.2, 7), (50, 3.2, 12))
+        },
+        {"conductance": (1.5, 2.2, 3.2, 4.5), "iterations": (2, 4, 7, 12, 20, 30)},
     ),
     "itk-curvature": Peer(
         "SimpleITK CurvatureAnisotropicDiffusion",
         "SimpleITK",
         ("SimpleITK",),
         _itk("CurvatureAnisotropicDiffusion"),
-        {s: {"conductance": 2.0, "iterations": n} for s, n in ((15, 5), (25, 10), (50, 20))},
-        {"conductance": (0.7, 1.0, 1.5, 2.2), "iterations": (4, 7, 12, 20, 35)},
+        {
+            s: {"conductance": c, "iterations": n}
+            for s, c, n in ((15, 1.5, 4), (25, 2.2, 4), (50, 3.2, 12))
+        },
+        {"conductance": (1.5, 2.2, 3.2, 4.5), "iterations": (2, 4, 7, 12, 20, 30)},
     ),
     "opencv-diffusion": Peer(
         "OpenCV ximgproc.anisotropicDiffusion",
         "cv2",
         ("opencv-contrib-python-headless", "opencv-contrib-python"),
         _opencv_diffusion,
-        {s: {"alpha": 0.1, "contrast": 1.0, "iterations": 10} for s in (15, 25, 50)},
         {
-            "alpha": (0.05, 0.1, 0.15),
-            "contrast": (0.5, 0.7, 1.0, 1.4, 2.0),
-            "iterations": (5, 8, 12, 18, 27),
+            s: {"alpha": a, "contrast": c, "iterations": n}
+            for s, a, c, n in ((15, 0.05, 3.2, 5), (25, 0.05, 2.2, 8), (50, 0.1, 2.2, 5))
+        },
+        {
+            "alpha": (0.05, 0.1, 0.15, 0.2),
+            "contrast": (1.0, 1.5, 2.2, 3.2, 4.5),
+            "iterations": (3, 5, 8, 12, 20),
         },
     ),
     "opencv-nlm": Peer(
@@ -280,15 +291,21 @@ PEERS: dict[str, Peer] = {
         "cv2",
         ("opencv-contrib-python-headless", "opencv-contrib-python"),
         _opencv_nlm,
-        {s: {"h": 1.0, "patch": 5, "window": 21} for s in (15, 25, 50)},
-        {"h": (0.7, 0.8, 0.9, 1.0, 1.1), "patch": (3, 5, 7), "window": (21,)},
+        {
+            s: {"h": h, "patch": p, "window": 21}
+            for s, h, p in ((15, 1.1, 3), (25, 1.1, 3), (50, 0.8, 5))
+        },
+        {"h": (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35), "patch": (3, 5), "window": (21,)},
     ),
     "medpy": Peer(
         "medpy anisotropic_diffusion (option 2)",
         "medpy",
         ("medpy",),
         _medpy,
-        {s: {"kappa": 1.0, "iterations": n} for s, n in ((15, 12), (25, 20), (50, 35))},
+        {
+            s: {"kappa": k, "iterations": n}
+            for s, k, n in ((15, 1.0, 12), (25, 0.85, 18), (50, 0.85, 27))
+        },
         {"kappa": (0.5, 0.7, 0.85, 1.0, 1.2), "iterations": (8, 12, 18, 27, 40)},
     ),
     "bm3d": Peer(

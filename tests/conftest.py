@@ -88,6 +88,11 @@ def _no_gui_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
 
     yield
 
+    report = getattr(request.node, "rep_call", None)
+    if report is None or not report.passed:
+        # The traceback holds on to what the test made, and deleting what it left half made crashes.
+        return
+
     from qtpy.QtCore import QCoreApplication, QEvent, QThreadPool
 
     workers_are_done = QThreadPool.globalInstance().waitForDone(THREAD_POOL_TIMEOUT_MS)
@@ -102,9 +107,6 @@ def _no_gui_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
         window.deleteLater()
     threads = [t for t in threading.enumerate() if t not in threads_before and _must_end(t)]
 
-    report = getattr(request.node, "rep_call", None)
-    if report is None or not report.passed:
-        return  # the traceback holds on to what the test made
     assert workers_are_done, f"A worker still runs {THREAD_POOL_TIMEOUT_MS / 1000:.0f} s later."
     assert not names, f"Top-level widgets are left over: {names}"
     assert not threads, f"Threads are left over: {threads}"

@@ -49,7 +49,7 @@ if have_apt; then
     [ "$(dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null)" = installed ] || missing+=("$name")
   done
   # Debian splits venv and ensurepip off its python3.
-  [ -x .venv/bin/python ] || find_python >/dev/null || missing+=(python3 python3-venv)
+  [ -x .venv/bin/python ] || [ -n "${PYTHON:-}" ] || find_python >/dev/null || missing+=(python3 python3-venv)
   [ ${#missing[@]} -eq 0 ] || install_packages "${missing[@]}"
 elif [ "$(uname -s)" = Linux ]; then
   say "no apt-get on this machine: system libraries are left as they are."
@@ -59,7 +59,7 @@ fi
 if ! { [ -x .venv/bin/python ] && is_usable_python .venv/bin/python; }; then
   python=$(find_python) || die "Python 3.11 or newer with venv is needed, and none of ${PYTHON:-python3, python3.11, python3.12, python3.13} on the PATH is that. Install one, or name it: make PYTHON=/path/to/python3"
   say "making .venv with $("$python" --version)"
-  "$python" -m venv .venv
+  "$python" -m venv --clear .venv
 fi
 
 say "installing Python packages (some minutes the first time)"

@@ -74,7 +74,8 @@ def denoise(
     Raises
     ------
     LearnedDiffusionError
-        if the image can't be denoised or a setting is out of its range; the message says what to do.
+        if the image can't be denoised or a setting is out of its range; the message says what
+        to do.
 
     References
     ----------
@@ -125,7 +126,8 @@ def diffusivity(
     Returns
     -------
     Array of the shape of the image, float32: the mean conductance of the edges of each pixel,
-    without unit; of ``perona-malik`` from 0 (kept) to 1 (smoothed). NaN at pixels that took no part.
+    without unit; of ``perona-malik`` from 0 (kept) to 1 (smoothed). NaN at pixels that took no
+    part.
 
     Raises
     ------

@@ -12,12 +12,12 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
-from functools import wraps
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_type_hints
 
 import numpy as np
 import typer
@@ -36,20 +36,24 @@ from napari_learned_diffusion.config import (
     noise_from_arguments,
 )
 from napari_learned_diffusion.core.errors import (
+    FileFormatError,
     FileWriteError,
     InvalidImageError,
     InvalidSettingError,
     LearnedDiffusionError,
 )
 from napari_learned_diffusion.core.noise import NoiseModel, PoissonGaussian
-from napari_learned_diffusion.files import COMPRESSIONS, PIXEL, Volume, read, supported_suffixes
+from napari_learned_diffusion.files import COMPRESSIONS, Volume, read, supported_suffixes
 from napari_learned_diffusion.files import write as write_file
-from napari_learned_diffusion.jobs.progress import Job, Progress, Result, run
+from napari_learned_diffusion.jobs.progress import Job, Progress, run
 
 if TYPE_CHECKING:
-    from napari_learned_diffusion.jobs.denoise import Denoised
+    from napari_learned_diffusion.jobs.denoise import Denoised, Prepared
 
 _TERMINATED = 128 + signal.SIGTERM
+
+_DOUBTFUL = 0.5
+"""Confidence of a noise estimate below which the user is told."""
 
 
 class _Commands(TyperGroup):
@@ -121,6 +125,12 @@ _CONFIG_OPTIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "Which noise model to estimate; **auto** lets the image decide.",
         ("--noise",),
     ),
+    "noise_scope": (
+        _NOISE,
+        "Whether to estimate one noise model for the **stack** or one for each **slice**; **auto** "
+        "does so for each slice where they differ clearly.",
+        ("--noise-scope",),
+    ),
     "model": (_METHOD, "The diffusivity; the command `models` lists them.", ("--model", "-m")),
     "iterations": (_METHOD, "Number of diffusion steps: more smooth more.", ("--iterations", "-n")),
     "contrast": (
@@ -178,7 +188,7 @@ def _options() -> dict[str, _Option]:
         ),
         "offset": _Option(
             _NOISE,
-            "The offset of that variance, in squared units; may be negative.",
+            "The offset of that variance, in squared units; may be negative. 0 unless given.",
             ("--offset",),
             number,
             None,
@@ -288,14 +298,14 @@ def _noise_model(
                 "poisson-gaussian noise, or none of them to have it estimated."
             )
         return noise_from_arguments(None, noise_sigma)
-    if gain is None or offset is None:
-        raise InvalidSettingError("--gain and --offset belong together: give both.")
+    if gain is None:
+        raise InvalidSettingError("--offset goes with --gain: give both.")
     if noise_sigma is not None or kind == "gaussian":
         raise InvalidSettingError(
             "--gain and --offset are for poisson-gaussian noise. For Gaussian noise give "
             "--noise-sigma alone."
         )
-    return PoissonGaussian(gain, offset)
+    return PoissonGaussian(gain, offset or 0.0)
 
 
 # --- commands -------------------------------------------------------------------------------------
@@ -338,10 +348,10 @@ def _common(
         typer.Option("--version", help="Show the version.", callback=_print_version, is_eager=True),
     ] = False,
 ) -> None:
-    """Denoise CT, MRI and microscopy stacks by nonlinear diffusion that only averages what is there.
+    """Denoise CT, MRI and microscopy stacks by nonlinear diffusion.
 
-    Each slice is denoised by itself. The result has the type, axes, voxel size and units of the
-    input; its mean is that of the input, and no value leaves the input's range.
+    Each slice is denoised by itself, by nothing but averages of what is there: the mean stays, and
+    no value leaves the input's range. The result has the input's type, axes, voxel size and units.
     """
 
 
@@ -388,31 +398,37 @@ def denoise(
     """
     outputs = {
         name: path
-        for name, path in (("OUT", target), ("--diffusivity", diffusivity), ("--residual", residual))
+        for name, path in (
+            ("OUT", target),
+            ("--diffusivity", diffusivity),
+            ("--residual", residual),
+        )
         if path is not None
     }
     _check_outputs(source, outputs, overwrite, compression)
     volume = _read(source, settings)
-    lazy = not isinstance(volume.data, np.ndarray)
-    out = _scratch(volume, target) if lazy else None
-    done = _run_denoising(volume, settings, diffusivity is not None and not lazy, out)
-    result = _chunked_like(volume, done.image) if lazy else done.image
-    write_file(target, replace(volume, data=result), overwrite=overwrite, compression=compression)
-    notes = list(done.report.messages)
-    if residual is not None:
-        removed = replace(
-            _without_display(volume), data=_difference(volume.data, result), name="residual"
-        )
-        write_file(residual, removed, overwrite=overwrite, compression=compression)
-    if diffusivity is not None:
-        maps = _diffusivity_slice_by_slice(volume, settings, done, diffusivity) if lazy else None
-        maps = done.diffusivity if maps is None else maps
-        if maps is None:
-            notes.append(f"No step was done, so there is no diffusivity: {diffusivity} wasn't written.")
-        else:
-            _write_diffusivity(diffusivity, volume, maps, overwrite, compression)
-    _print_summary(done, outputs)
-    _print_notes([*_notes_on_axes(volume, settings), *notes])
+    axes = _plane_axes(volume, settings.plane)
+    in_memory = isinstance(volume.data, np.ndarray)
+    want_diffusivity = diffusivity is not None
+    with _progress_shown() as show:
+        done = run(_denoise_job(volume, settings, target.parent, want_diffusivity), show)
+        result = done.image if in_memory else _chunked_like(volume, done.image)
+        maps = done.diffusivity
+        if want_diffusivity and not in_memory and done.prepared.config.iterations:
+            maps = run(_diffusivity_job(volume, settings, done.prepared, target.parent), show)
+        show(Progress(0, 0, "Writing"))
+        write = partial(write_file, overwrite=overwrite, compression=compression)
+        write(target, replace(volume, data=result))
+        if residual is not None:
+            write(residual, _derived(volume, _difference(volume.data, result), "residual"))
+        if diffusivity is not None and maps is not None:
+            write(diffusivity, _derived(volume, maps, "diffusivity"))
+    _print_summary(done)
+    notes = [*_notes_on_axes(volume, settings, axes), *_notes_on_noise(done.prepared)]
+    notes += done.report.messages
+    if diffusivity is not None and maps is None:
+        notes.append(f"No step was done, so there is no diffusivity to write to {diffusivity}.")
+    _print_notes(notes)
 
 
 @app.command("diffusivity")
@@ -431,20 +447,360 @@ def write_diffusivity(
     32-bit floating point numbers; NaN where the input isn't a number.
 
     - `diffusivity noisy.tif edges.tif`
-    - how it changes with K: `diffusivity noisy.tif edges.tif --contrast 0.5`
+    - with more edges: `diffusivity noisy.tif edges.tif --contrast 0.2`
     """
     _check_outputs(source, {"OUT": target}, overwrite, compression)
     volume = _read(source, settings)
-    if isinstance(volume.data, np.ndarray):
-        done = _run_denoising(volume, settings, want_diffusivity=True)
-        maps = done.diffusivity
-    else:
-        done = None
-        maps = _diffusivity_slice_by_slice(volume, settings, None, target)
-    if maps is None:
-        raise InvalidImageError(
-            "There is no diffusivity, because no step was done: "
-            + " ".join(done.report.messages if done else ())
+    axes = _plane_axes(volume, settings.plane)
+    from napari_learned_diffusion.jobs.denoise import prepare
+
+    with _progress_shown() as show:
+        show(Progress(0, 0, "Estimating the noise"))
+        prepared = prepare(volume.data, settings.config, plane_axes=axes)
+        if not prepared.config.iterations:
+            raise InvalidSettingError(
+                "No step is done, so there is no diffusivity: the noise level or the number of "
+                "iterations is 0."
+            )
+        maps = run(_diffusivity_job(volume, settings, prepared, target.parent), show)
+        show(Progress(0, 0, "Writing"))
+        write_file(
+            target,
+            _derived(volume, maps, "diffusivity"),
+            overwrite=overwrite,
+            compression=compression,
         )
-    _write_diffusivity(target, volume, maps, overwrite, compression)
-    _print_notes(_notes_on_axes(volume, settings))
+    _print_notes([*_notes_on_axes(volume, settings, axes), *_notes_on_noise(prepared)])
+
+
+@app.command("estimate-noise")
+def estimate(
+    source: _Source,
+    kind: Annotated[
+        Literal["auto", "gaussian", "poisson-gaussian"],
+        typer.Option("--noise", help="Which noise model; **auto** lets the image decide."),
+    ] = DiffusionConfig.noise_kind,
+    plane: Annotated[
+        str | None, typer.Option("--plane", help=_OPTIONS["plane"].help, show_default=False)
+    ] = None,
+    series: Annotated[
+        int | None, typer.Option("--series", help=_OPTIONS["series"].help, show_default=False)
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, with the measured noise curve.")
+    ] = False,
+) -> None:
+    """Estimate the noise of a file, and how far to trust the estimate.
+
+    At most 16 slices, spread over the stack, are read. `denoise` does the same by itself; this
+    command shows what it finds, to be checked or set by hand.
+
+    - `estimate-noise noisy.tif`
+    - for scripts: `estimate-noise noisy.tif --json`
+    """
+    from napari_learned_diffusion.core.noise_estimation import estimate_noise, sample_planes
+    from napari_learned_diffusion.jobs.planes import check_image, plane_indices, read_plane
+
+    volume = _read(source, _Settings(DiffusionConfig(), TilingConfig(), plane, series))
+    axes = check_image(volume.data, _plane_axes(volume, plane))
+    indices = list(plane_indices(tuple(volume.data.shape), axes))
+    samples = [read_plane(volume.data, indices[i], axes) for i in sample_planes(len(indices))]
+    found = estimate_noise(np.stack(samples), kind)
+    if as_json:
+        curve = {name: values.tolist() for name, values in asdict(found.curve).items()}
+        answer = {
+            "noise": found.model.to_dict(),
+            "confidence": found.confidence,
+            "message": found.message,
+            "slices_differ": found.slices_differ,
+            "curve": curve,
+        }
+        typer.echo(json.dumps(answer, indent=2))
+        return
+    table = _summary_table()
+    table.add_row("Noise model", found.model.describe())
+    table.add_row("Confidence", f"{found.confidence:.2f} (0: a guess, 1: certain)")
+    table.add_row("As options", _as_options(found.model))
+    Console().print(table)
+    typer.echo(found.message)
+
+
+@app.command()
+def models() -> None:
+    """List the models: what each is for, and how many parameters it has learned."""
+    from napari_learned_diffusion.core.zoo import list_cards
+
+    table = Table(box=None, padding=(0, 2, 1, 0))
+    table.add_column("Model", no_wrap=True, style="bold")
+    table.add_column("Learned\nparameters", justify="right")
+    table.add_column("What it is")
+    for card in list_cards():
+        default = " It is the default." if card.key == DEFAULT_MODEL else ""
+        table.add_row(card.key, f"{card.parameters:,}", f"{card.title}. {card.summary}{default}")
+    Console().print(table)
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def _check_outputs(
+    source: Path, outputs: dict[str, Path], overwrite: bool, compression: str | None
+) -> None:
+    """Refuse what couldn't be written in the end, before anything is computed."""
+    if compression is not None and compression not in COMPRESSIONS:
+        raise InvalidSettingError(
+            f"There is no compression {compression!r}. Choose one of: {', '.join(COMPRESSIONS)}."
+        )
+    taken: dict[Path, str] = {source.resolve(): "IN"}
+    for name, path in outputs.items():
+        resolved = path.resolve()
+        if resolved in taken:
+            raise FileWriteError(
+                f"{name} and {taken[resolved]} are the same file, {path}. Choose another name."
+            )
+        taken[resolved] = name
+        if path.exists() and source.exists() and path.samefile(source):
+            raise FileWriteError(f"{name} and IN are the same file, {path}. Choose another name.")
+        _check_writable(path, overwrite)
+
+
+def _check_writable(path: Path, overwrite: bool) -> None:
+    if not path.name.lower().endswith(supported_suffixes()):
+        raise FileFormatError(f"{path} must end in one of: {', '.join(supported_suffixes())}.")
+    if path.is_dir():
+        raise FileWriteError(f"{path} is a folder. Add a file name.")
+    if path.exists() and not overwrite:
+        raise FileWriteError(f"{path} exists. Choose another name, or add --overwrite.")
+    try:
+        # Only trying tells: permissions, read-only disks and quotas all have a say.
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise FileWriteError(
+            f"{path} can't be written ({error.strerror or error}). "
+            "Check that the folder exists and that you may write to it, or choose another."
+        ) from error
+
+
+def _read(source: Path, settings: _Settings) -> Volume:
+    volume = read(source, series=settings.series)
+    if "S" in volume.axes:
+        raise InvalidImageError(
+            f"{source} is a colour image. Split it into its channels and denoise each by itself."
+        )
+    return volume
+
+
+def _plane_axes(volume: Volume, letters: str | None) -> tuple[int, int]:
+    """Positions of the row axis and the column axis."""
+    if letters is None:
+        return volume.plane_axes
+    wanted = letters.upper()
+    if len(wanted) != 2 or wanted[0] == wanted[1] or not set(wanted) <= set(volume.axes):
+        raise InvalidSettingError(
+            f"--plane takes two different letters of the file's axes, {volume.axes}, "
+            f"not {letters!r}."
+        )
+    return volume.axes.index(wanted[0]), volume.axes.index(wanted[1])
+
+
+def _spacing(volume: Volume, axes: tuple[int, int]) -> tuple[float, float]:
+    """Distance of rows and of columns; equal where their units can't be compared."""
+    rows, columns = axes
+    if volume.units[rows] != volume.units[columns]:
+        return 1.0, 1.0
+    return volume.scale[rows], volume.scale[columns]
+
+
+def _derived(volume: Volume, data: Any, name: str) -> Volume:
+    """Another quantity on the same axes, so with other intensities to display."""
+    metadata = {k: v for k, v in volume.metadata.items() if k != "contrast_limits"}
+    return replace(volume, data=data, name=f"{volume.name} {name}", metadata=metadata)
+
+
+def _scratch(volume: Volume, dtype: DTypeLike, folder: Path) -> NDArray[Any]:
+    """An array of the volume's shape: in memory, or for a large volume in a file without a name.
+
+    The file goes with the array, however the program ends.
+    """
+    if isinstance(volume.data, np.ndarray):
+        return np.empty(volume.data.shape, dtype)
+    needed = volume.data.size * np.dtype(dtype).itemsize
+    # The same again for the file that is written from it. A full disk would kill the program
+    # while it writes to the mapped memory, without a chance to say why.
+    if shutil.disk_usage(folder).free < 2 * needed:
+        raise FileWriteError(
+            f"{folder} has too little free space: {2 * needed / 2**30:.1f} GiB are needed."
+        )
+    with tempfile.TemporaryFile(dir=folder) as file:
+        return np.memmap(file, dtype, "w+", shape=volume.data.shape)
+
+
+def _chunked_like(volume: Volume, data: Any) -> Any:
+    """An array on disk as a dask array of a lazy volume's chunks."""
+    import dask.array as da
+
+    lazy: Any = volume.data
+    return da.from_array(data, chunks=lazy.chunks, name=False)  # type: ignore[no-untyped-call]
+
+
+def _difference(noisy: Any, denoised: Any) -> Any:
+    """Input minus result in floating point, lazily for dask arrays; NaN where infinite."""
+    dtype = np.result_type(noisy.dtype, np.float32)
+
+    def subtract(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+        with np.errstate(invalid="ignore"):  # infinity minus infinity
+            difference: NDArray[Any] = np.subtract(a, b, dtype=dtype)
+        return difference
+
+    if isinstance(noisy, np.ndarray):
+        return subtract(noisy, denoised)
+    return noisy.map_blocks(subtract, denoised, dtype=dtype)
+
+
+# --- jobs -----------------------------------------------------------------------------------------
+
+
+def _denoise_job(
+    volume: Volume, settings: _Settings, folder: Path, want_diffusivity: bool
+) -> Job[Denoised]:
+    from napari_learned_diffusion.jobs.denoise import denoise_stack
+
+    axes = _plane_axes(volume, settings.plane)
+    in_memory = isinstance(volume.data, np.ndarray)
+    return denoise_stack(
+        volume.data,
+        settings.config,
+        plane_axes=axes,
+        spacing=_spacing(volume, axes),
+        tiling=settings.tiling,
+        want_diffusivity=want_diffusivity and in_memory,
+        out=_scratch(volume, volume.data.dtype, folder),
+    )
+
+
+def _diffusivity_job(
+    volume: Volume, settings: _Settings, prepared: Prepared, folder: Path
+) -> Job[Any]:
+    """The diffusivity of each slice, in memory or on disk as the volume is."""
+    from napari_learned_diffusion.jobs.denoise import denoise_plane
+    from napari_learned_diffusion.jobs.planes import plane_indices, read_plane, write_plane
+
+    axes = _plane_axes(volume, settings.plane)
+    maps = _scratch(volume, np.float32, folder)
+    indices = list(plane_indices(tuple(volume.data.shape), axes))
+    for number, index in enumerate(indices):
+        yield Progress(number, len(indices), f"Diffusivity {number + 1} of {len(indices)}")
+        plane = read_plane(volume.data, index, axes)
+        by_itself = prepared.slice_by_slice and np.isfinite(plane).any()
+        done = run(
+            denoise_plane(
+                plane,
+                prepared.requested,
+                prepared=None if by_itself else prepared,
+                spacing=_spacing(volume, axes),
+                tiling=settings.tiling,
+                want_diffusivity=True,
+                measure=False,
+            )
+        )
+        nothing = np.full(plane.shape, np.nan, np.float32)
+        write_plane(maps, index, axes, nothing if done.diffusivity is None else done.diffusivity)
+    return maps if isinstance(volume.data, np.ndarray) else _chunked_like(volume, maps)
+
+
+# --- what people see ------------------------------------------------------------------------------
+
+
+@contextmanager
+def _progress_shown() -> Iterator[Callable[[Progress], None]]:
+    """Draw a job's progress on stderr while the context lasts, if that is a terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    with ProgressBars(*columns, console=console, transient=True, disable=hidden) as bars:
+        task = bars.add_task("Reading", total=None)
+
+        def show(progress: Progress) -> None:
+            bars.update(
+                task,
+                description=progress.message,
+                completed=progress.done,
+                total=progress.total or None,
+            )
+
+        yield show
+
+
+def _summary_table() -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    return table
+
+
+def _print_summary(done: Denoised) -> None:
+    report, prepared = done.report, done.prepared
+    estimate = prepared.estimate
+    origin = "given" if estimate is None else f"estimated, confidence {estimate.confidence:.2f}"
+    noise = f"{prepared.noise.describe()} ({origin})"
+    iterations = str(prepared.config.iterations)
+    if prepared.slice_by_slice:
+        noise = f"estimated for each slice; as a whole {noise}"
+        if prepared.requested.iterations is None:
+            iterations = f"chosen for each slice; as a whole {iterations}"
+    table = _summary_table()
+    table.add_row("Model", prepared.config.model)
+    table.add_row("Noise", noise)
+    table.add_row("Iterations", iterations)
+    table.add_row("Time", f"{report.seconds:.2f} s on {report.device}")
+    if np.isfinite(report.noise_after):
+        table.add_row("Noise level", f"{report.noise_before:.4g} → {report.noise_after:.4g}")
+    table.add_row("Mean", f"moved by {report.mean_drift:.2g}")
+    ranges = [f"{low:.6g} to {high:.6g}" for low, high in (report.range_before, report.range_after)]
+    kept = "kept" if report.range_kept else "left"
+    table.add_row("Range", f"{kept}: {ranges[0]} before, {ranges[1]} after")
+    Console().print(table)
+
+
+def _print_notes(notes: Iterable[str]) -> None:
+    for note in notes:
+        typer.echo(f"Note: {note}", err=True)
+
+
+def _notes_on_axes(volume: Volume, settings: _Settings, axes: tuple[int, int]) -> Iterator[str]:
+    rows, columns = axes
+    if volume.units[rows] != volume.units[columns]:
+        yield (
+            f"Rows are {volume.scale[rows]:g} {volume.units[rows]} apart and columns "
+            f"{volume.scale[columns]:g} {volume.units[columns]}, which can't be compared: they "
+            "were taken as equally far apart."
+        )
+    channels = dict(zip(volume.axes, volume.data.shape, strict=True)).get("C", 1)
+    if channels > 1 and settings.config.noise is None:
+        yield (
+            f"One noise model was estimated for all {channels} channels. Where their noise "
+            "differs, denoise each by itself."
+        )
+
+
+def _notes_on_noise(prepared: Prepared) -> Iterator[str]:
+    estimate = prepared.estimate
+    if estimate is None or prepared.slice_by_slice:
+        return
+    if estimate.confidence < _DOUBTFUL:
+        yield (
+            f"The noise estimate is doubtful: {estimate.message} Where you know the noise better, "
+            f"give {_OPTIONS['noise_sigma'].flags[0]}."
+        )
+
+
+def _as_options(model: NoiseModel) -> str:
+    """A noise model as options of `denoise`."""
+    parameters = {name: value for name, value in model.to_dict().items() if name != "key"}
+    return " ".join(f"--{n.replace('_', '-')} {value:.6g}" for n, value in parameters.items())

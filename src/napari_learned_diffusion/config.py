@@ -19,11 +19,13 @@ SchemeName = Literal["explicit", "fed"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["float32", "float64"]
 NoiseChoice = Literal["auto", "gaussian", "poisson-gaussian"]
+NoiseScope = Literal["auto", "stack", "slice"]
 
 FUNCTIONS: tuple[Function, ...] = ("rational", "exponential")
 SCHEMES: tuple[SchemeName, ...] = ("explicit", "fed")
 PRECISIONS: tuple[Precision, ...] = ("float32", "float64")
 NOISE_CHOICES: tuple[NoiseChoice, ...] = ("auto", "gaussian", "poisson-gaussian")
+NOISE_SCOPES: tuple[NoiseScope, ...] = ("auto", "stack", "slice")
 MAX_ITERATIONS = 100_000
 
 
@@ -41,13 +43,18 @@ class DiffusionConfig:
         The noise model, in layer units. ``None``: estimated from the data.
     noise_kind
         Which noise model is estimated where ``noise`` is ``None``; ``"auto"`` lets the data choose.
+    noise_scope
+        Whether one noise model is estimated for the ``"stack"`` or one for each ``"slice"``;
+        ``"auto"``: for each slice where they differ clearly in their noise. Settings that are
+        chosen from the data follow the same scope.
     contrast
         Contrast parameter K of ``perona-malik``, in units of the noise's standard deviation, > 0.
     function
         Diffusivity of ``perona-malik``: ``"rational"`` 1/(1+s/K²) or ``"exponential"`` exp(-s/K²).
     scheme
-        ``"explicit"``: explicit Euler, every guarantee holds. ``"fed"``: fast explicit diffusion, long
-        varying steps that reach a large stopping time in few iterations (``perona-malik`` only).
+        ``"explicit"``: explicit Euler, every guarantee holds. ``"fed"``: fast explicit diffusion,
+        long varying steps that reach a large stopping time in few iterations (``perona-malik``
+        only).
     tau
         Time step of the explicit scheme, > 0, in squared pixels.
     stopping_time
@@ -65,6 +72,7 @@ class DiffusionConfig:
     iterations: int | None = None
     noise: NoiseModel | None = None
     noise_kind: NoiseChoice = "auto"
+    noise_scope: NoiseScope = "auto"
     contrast: float | None = None
     function: Function = "rational"
     scheme: SchemeName = "explicit"
@@ -94,6 +102,7 @@ class DiffusionConfig:
         _check_choice("scheme", self.scheme, SCHEMES)
         _check_choice("precision", self.precision, PRECISIONS)
         _check_choice("noise kind", self.noise_kind, NOISE_CHOICES)
+        _check_choice("noise scope", self.noise_scope, NOISE_SCOPES)
 
     def with_(self, **changes: Any) -> Self:
         """A copy with some fields changed."""

@@ -474,6 +474,8 @@ def _unit(text: object) -> str:
 Step: TypeAlias = tuple[float, str]
 """Step along an axis and its unit."""
 
+_UNKNOWN: Step = (1.0, PIXEL)
+
 
 def _without_float32_noise(value: float) -> float:
     """0.1 for 0.10000000149011612: the decimal that a single-precision number was meant to be."""
@@ -492,17 +494,25 @@ def _number(value: object) -> float | None:
     return _without_float32_noise(step) if 0 < step < math.inf else None
 
 
-def _pixel_size(resolution: object) -> float | None:
-    """The reciprocal of a TIFF's resolution, a fraction, as the simplest decimal it stands for."""
+def _pixel_size(resolution: object, length: float = 1.0) -> float | None:
+    """The pixel size for so many pixels on a ``length``, or None if the fraction says nothing.
+
+    Parameters
+    ----------
+    resolution
+        A TIFF tag's value, which should be a fraction as two whole numbers.
+    length
+        What the resolution refers to, in the unit that the size is wanted in.
+    """
     if not isinstance(resolution, tuple) or len(resolution) != 2 or min(resolution) <= 0:
         return None
     numerator, denominator = resolution
-    size: float = denominator / numerator
+    size: float = length * denominator / numerator
     tolerance = 1e-10
-    # ImageJ and others round the resolution to so many decimals: 0.65 µm becomes 1.538462.
-    if denominator >= 10**5 and 10 ** round(math.log10(denominator)) == denominator:
+    if denominator >= 10**5 and 10**9 % denominator == 0:
+        # ImageJ and others round the resolution to some decimals: 0.65 µm becomes 1 / 1.538462.
         tolerance = max(tolerance, 0.5 / numerator)
-    for digits in range(1, 17):
+    for digits in range(1, 11):
         simple = float(f"{size:.{digits}g}")
         if math.isclose(simple, size, rel_tol=tolerance):
             return simple
@@ -542,8 +552,8 @@ def _read_tiff(path: Path, series: int | None, lazy: bool | None) -> Volume:
     return Volume(
         data=data.reshape(shape),
         axes=axes,
-        scale=tuple(steps.get(axis, (1.0, PIXEL))[0] for axis in axes),
-        units=tuple(steps.get(axis, (1.0, PIXEL))[1] for axis in axes),
+        scale=tuple(steps.get(axis, _UNKNOWN)[0] for axis in axes),
+        units=tuple(steps.get(axis, _UNKNOWN)[1] for axis in axes),
         name=name if count == 1 else f"{name} [{chosen.name or number}]",
         metadata=metadata,
     )
@@ -727,32 +737,33 @@ _RESOLUTION_UNITS = {2: "inch", 3: "centimeter", 4: "millimeter", 5: "micrometer
 """Values of the ResolutionUnit tag: the standard's two, and two that are in use."""
 
 
-def _resolutions(page: TiffPage) -> dict[str, float]:
-    """Pixel sizes along X and Y in the unit that the resolutions refer to, where stated."""
+def _pixel_sizes(page: TiffPage, length: float = 1.0) -> dict[str, float]:
+    """Pixel sizes along X and Y, where both resolutions are stated; see `_pixel_size`."""
     sizes = {}
     for axis, tag in (("X", "XResolution"), ("Y", "YResolution")):
-        if tag in page.tags and (size := _pixel_size(page.tags[tag].value)) is not None:
-            sizes[axis] = size
+        value = page.tags[tag].value if tag in page.tags else None
+        if (size := _pixel_size(value, length)) is None:
+            return {}
+        sizes[axis] = size
     return sizes
 
 
 def _tag_steps(page: TiffPage) -> dict[str, Step]:
     """Steps from a plain TIFF's resolution tags, in micrometers."""
-    sizes = _resolutions(page)
-    code = int(page.tags["ResolutionUnit"].value) if "ResolutionUnit" in page.tags else 2
-    if len(sizes) < 2:
+    sizes = _pixel_sizes(page)
+    if not sizes:
         return {}
+    code = int(page.tags["ResolutionUnit"].value) if "ResolutionUnit" in page.tags else 2
     if code not in _RESOLUTION_UNITS:
         # Without a unit the resolutions only say how much longer than wide a pixel is.
         ratio = sizes["Y"] / sizes["X"]
         return {} if ratio == 1 else {"Y": (ratio, PIXEL)}
-    if code == 2 and sizes["X"] in (1 / 72, 1 / 96):
+    numerator, denominator = page.tags["XResolution"].value
+    if code == 2 and numerator in (72 * denominator, 96 * denominator):
         # A screen's resolution is what programs write that know nothing. ImageJ ignores it too.
         return {}
-    micrometers = _MICROMETERS[_RESOLUTION_UNITS[code]]
-    return {
-        axis: (float(f"{size * micrometers:.12g}"), "micrometer") for axis, size in sizes.items()
-    }
+    micrometers = _pixel_sizes(page, length=_MICROMETERS[_RESOLUTION_UNITS[code]])
+    return {axis: (size, "micrometer") for axis, size in micrometers.items()}
 
 
 def _word_steps(page: TiffPage, words: Mapping[str, Any]) -> dict[str, Step]:
@@ -760,7 +771,7 @@ def _word_steps(page: TiffPage, words: Mapping[str, Any]) -> dict[str, Step]:
     unit = _unit(words.get("unit", PIXEL))
     steps = {
         axis: (size, _unit(words.get(f"{axis.lower()}unit", unit)))
-        for axis, size in _resolutions(page).items()
+        for axis, size in _pixel_sizes(page).items()
     }
     if (spacing := _number(words.get("spacing"))) is not None:
         steps["Z"] = (spacing, _unit(words.get("zunit", unit)))
@@ -816,17 +827,30 @@ def _ome_calibration(tif: TiffFile, number: int) -> tuple[dict[str, Step], dict[
 # --- writing TIFF ---------------------------------------------------------------------------------
 
 
+_OME_TYPES = (
+    "int8",
+    "int16",
+    "int32",
+    "uint8",
+    "uint16",
+    "uint32",
+    "float32",
+    "float64",
+    "complex64",
+    "complex128",
+)
+
+
 def _write_tiff(path: Path, volume: Volume, compression: str | None) -> None:
     from tifffile import TiffWriter
 
     data = volume.data
-    if data.dtype.kind not in "buifc" or data.dtype.itemsize > 16:
+    if data.dtype.kind not in "buifc" or data.dtype.itemsize > (
+        16 if data.dtype.kind == "c" else 8
+    ):
         raise FileFormatError(
-            f"TIFF can't hold pixels of type {data.dtype}. Convert the image to float32 first."
-        )
-    if data.dtype.kind == "f" and data.dtype.itemsize > 8:
-        raise FileFormatError(
-            f"TIFF can't hold pixels of type {data.dtype}. Convert the image to float64 first."
+            f"TIFF can't hold pixels of type {data.dtype}. "
+            "Convert the image to float32 or float64 first."
         )
     if _fits_imagej(volume, compression):
         imagej, ome, (resolution, words) = True, False, _imagej_words(volume)
@@ -837,7 +861,11 @@ def _write_tiff(path: Path, volume: Volume, compression: str | None) -> None:
     samples = volume.axes.endswith("S") and data.shape[-1] > 1 and data.dtype != bool
     colour = samples and data.shape[-1] in (3, 4) and data.dtype.kind in "uf"
     bigtiff = data.nbytes > _CLASSIC_TIFF_BYTES
-    with TiffWriter(path, bigtiff=bigtiff, imagej=imagej, ome=ome) as tif:
+    # Our own stream: tifffile would swallow that its last bytes don't fit on the disk any more.
+    with (
+        path.open("x+b") as stream,
+        TiffWriter(stream, bigtiff=bigtiff, imagej=imagej, ome=ome) as tif,
+    ):
         tif.write(
             _planes(data, plane_ndim=3 if samples else _stored_ndim(data.shape)),
             shape=data.shape,
@@ -859,7 +887,7 @@ def _stored_ndim(shape: tuple[int, ...]) -> int:
 def _step(volume: Volume, axis: str) -> Step:
     """Step and unit along an axis; 1 pixel for an axis that the volume lacks."""
     if axis not in volume.axes:
-        return 1.0, PIXEL
+        return _UNKNOWN
     i = volume.axes.index(axis)
     return volume.scale[i], volume.units[i]
 
@@ -886,7 +914,6 @@ def _fits_imagej(volume: Volume, compression: str | None) -> bool:
     data, axes = volume.data, volume.axes
     (x, unit), (y, unit_y), z = (_step(volume, axis) for axis in "XYZ")
     time = _step(volume, "T")
-    unknown = (1.0, PIXEL)
     return (
         data.dtype in (np.uint8, np.uint16, np.float32)
         and _has_plain_planes(volume)
@@ -896,9 +923,9 @@ def _fits_imagej(volume: Volume, compression: str | None) -> bool:
         and compression in (None, "deflate", "lzw")
         and unit == unit_y
         and unit in _OME_LENGTHS
-        and (z[1] == unit or z == unknown)
-        and (time[1] == "second" or time == unknown)
-        and _step(volume, "C") == _step(volume, "S") == unknown
+        and (z[1] == unit or z == _UNKNOWN)
+        and (time[1] == "second" or time == _UNKNOWN)
+        and _step(volume, "C") == _step(volume, "S") == _UNKNOWN
         # Beyond this a fraction of 32-bit numbers can't hold the resolution.
         and 1e-6 <= min(x, y) <= max(x, y) <= 1e6
     )
@@ -910,9 +937,9 @@ def _imagej_words(volume: Volume) -> tuple[dict[str, Any], dict[str, Any]]:
     # ImageJ's own word for micrometers; its file holds no letters beyond ASCII.
     words: dict[str, Any] = {"unit": {"micrometer": "micron"}.get(unit, unit)}
     z, time = _step(volume, "Z"), _step(volume, "T")
-    if z != (1.0, PIXEL):
+    if z != _UNKNOWN:
         words["spacing"] = z[0]
-    if time != (1.0, PIXEL):
+    if time != _UNKNOWN:
         words["finterval"] = time[0]
     if limits := volume.metadata.get("contrast_limits"):
         words["min"], words["max"] = limits
@@ -923,7 +950,6 @@ def _imagej_words(volume: Volume) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _fits_ome(volume: Volume) -> bool:
     """Whether OME-TIFF carries the volume without loss."""
-    unknown = (1.0, PIXEL)
     leading = set(volume.axes.removesuffix("S")) - set("YX")
     time = _step(volume, "T")
     return (
@@ -931,30 +957,16 @@ def _fits_ome(volume: Volume) -> bool:
         and _has_plain_planes(volume)
         and leading <= set("TZC")
         and all(_step(volume, axis)[1] in _OME_LENGTHS for axis in "XYZ")
-        and (time[1] in _OME_TIMES or time == unknown)
-        and _step(volume, "C") == _step(volume, "S") == unknown
+        and (time[1] in _OME_TIMES or time == _UNKNOWN)
+        and _step(volume, "C") == _step(volume, "S") == _UNKNOWN
     )
-
-
-_OME_TYPES = (
-    "int8",
-    "int16",
-    "int32",
-    "uint8",
-    "uint16",
-    "uint32",
-    "float32",
-    "float64",
-    "complex64",
-    "complex128",
-)
 
 
 def _ome_words(volume: Volume) -> tuple[dict[str, Any], dict[str, Any]]:
     words: dict[str, Any] = {"Name": volume.name}
     for axis in "XYZ":
         step, unit = _step(volume, axis)
-        if (step, unit) != (1.0, PIXEL):
+        if (step, unit) != _UNKNOWN:
             words[f"PhysicalSize{axis}"] = step
             words[f"PhysicalSize{axis}Unit"] = _OME_LENGTHS[unit]
     step, unit = _step(volume, "T")
@@ -1080,7 +1092,7 @@ def _layer(volume: Volume) -> LayerData:
     data, axes = volume.data, volume.axes
     placement = volume.metadata.get("placement", {})
     kwargs: dict[str, Any] = {}
-    if "S" in axes and data.shape[axes.index("S")] in (3, 4):
+    if "S" in axes and data.shape[axes.index("S")] in (3, 4) and data.dtype.kind in "uf":
         samples = axes.index("S")
         data = data.transpose([i for i in range(data.ndim) if i != samples] + [samples])
         kwargs["rgb"] = True
@@ -1092,7 +1104,9 @@ def _layer(volume: Volume) -> LayerData:
     name: str | list[str] = volume.name
     if "channel_axis" in kwargs:
         count = data.shape[kwargs["channel_axis"]]
-        names = volume.metadata.get("channel_names") or [f"channel {i}" for i in range(count)]
+        names = volume.metadata.get("channel_names", [])
+        if len(names) != count:
+            names = [f"channel {i}" for i in range(count)]
         name = [f"{volume.name} {channel}" for channel in names]
     elif "contrast_limits" in volume.metadata and "rgb" not in kwargs:
         kwargs["contrast_limits"] = volume.metadata["contrast_limits"]

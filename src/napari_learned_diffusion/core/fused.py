@@ -30,12 +30,12 @@ _MIN_PIXELS_PER_BAND = 131_072
 _FAST = {"contract", "arcp", "nsz"}
 
 
-@numba.njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy", inline="always")  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy", inline="always")
 def _rational(x: np.float32) -> np.float32:
     return np.float32(1) / (np.float32(1) + x)
 
 
-@numba.njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy", inline="always")  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy", inline="always")
 def _exponential(x: np.float32) -> np.float32:
     # exp(-x) = exp(-x/64)^64, the inner one a polynomial: unlike a call of exp, this vectorises.
     # Relative error below 2e-5; beyond x = 80 the true value is 0 in single precision.
@@ -59,7 +59,7 @@ def _exponential(x: np.float32) -> np.float32:
 def _make_step(diffusivity: Callable[[np.float32], np.float32]) -> Callable[..., None]:
     """A kernel that does one explicit step on the rows ``[top, bottom)`` of ``u`` into ``out``."""
 
-    @numba.njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")  # type: ignore[untyped-decorator]
+    @numba.njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
     def step(  # pragma: no cover - compiled
         u: Image,
         v: Image,
@@ -105,7 +105,7 @@ def _make_step(diffusivity: Callable[[np.float32], np.float32]) -> Callable[...,
 _STEPS = {"rational": _make_step(_rational), "exponential": _make_step(_exponential)}
 
 
-@numba.njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")  # type: ignore[untyped-decorator]
+@numba.njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")
 def _smooth(  # pragma: no cover - compiled
     image: Image,
     out: Image,
@@ -171,11 +171,9 @@ class _Presmoother:
         valid: Image | None,
         bands: _Bands,
     ) -> None:
-        self._taps = tuple(gaussian_taps(sigma / h).astype(np.float32) for h in spacing)
-        self._sources = tuple(
-            reflected_indices(size, len(taps) // 2)
-            for size, taps in zip(shape, self._taps, strict=True)
-        )
+        taps = [gaussian_taps(sigma / h).astype(np.float32) for h in spacing]
+        sources = [reflected_indices(n, len(t) // 2) for n, t in zip(shape, taps, strict=True)]
+        self._kernel = taps[0], taps[1], sources[0], sources[1]
         self._bands = bands
         self._out = np.empty(shape, np.float32)
         self._valid = valid
@@ -192,7 +190,7 @@ class _Presmoother:
         return out
 
     def _convolve(self, v: Image) -> Image:
-        self._bands.run(partial(_smooth, v, self._out, *self._taps, *self._sources))
+        self._bands.run(partial(_smooth, v, self._out, *self._kernel))
         return self._out
 
 

@@ -1,9 +1,10 @@
 """Noise models: what the noise of a layer is, and the intensities in which it is 1 everywhere.
 
 A noise model has its parameters in layer units (Hounsfield units, counts, bytes …) and one method
-that the rest of the package lives by, ``stabilise``: it maps intensities to units in which the noise
-has standard deviation 1 at every intensity. Diffusivities only ever see stabilised intensities; the
-diffusion itself moves the raw ones. So no inverse transform is needed, and none of its bias arises.
+that the rest of the package lives by, ``stabilise``: it maps intensities to units in which the
+noise has standard deviation 1 at every intensity. Diffusivities only ever see stabilised
+intensities; the diffusion itself moves the raw ones. So no inverse transform is needed, and none
+of its bias arises.
 
 The models work on numpy arrays and torch tensors alike and need neither to be imported.
 """
@@ -85,10 +86,12 @@ class Gaussian(NoiseModel):
             )
 
     def variance(self, intensity: Intensities) -> Intensities:
-        return intensity * 0 + self.noise_sigma**2
+        variance: Intensities = intensity * 0 + self.noise_sigma**2
+        return variance
 
     def stabilise(self, intensity: Intensities) -> Intensities:
-        return intensity / self.noise_sigma
+        stabilised: Intensities = intensity / self.noise_sigma
+        return stabilised
 
     def transformed(self, scale: float, shift: float) -> Self:
         return type(self)(self.noise_sigma * scale)
@@ -151,12 +154,14 @@ class PoissonGaussian(NoiseModel):
             raise InvalidSettingError(f"The offset must be a finite number, not {self.offset}.")
 
     def variance(self, intensity: Intensities) -> Intensities:
-        return (intensity * self.gain + self.offset).clip(min=0)
+        variance: Intensities = (intensity * self.gain + self.offset).clip(min=0)
+        return variance
 
     def stabilise(self, intensity: Intensities) -> Intensities:
         # r is the radicand in units of gain², v = 2 sqrt(r); below r = 1 the tangent v = 1 + r.
         r = intensity / self.gain + (self.offset / self.gain**2 + 0.375)
-        return 2 * r.clip(min=1) ** 0.5 + (r.clip(max=1) - 1)
+        stabilised: Intensities = 2 * r.clip(min=1) ** 0.5 + (r.clip(max=1) - 1)
+        return stabilised
 
     def transformed(self, scale: float, shift: float) -> Self:
         gain = self.gain * scale

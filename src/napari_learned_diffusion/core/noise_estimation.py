@@ -1,11 +1,11 @@
 r"""Estimate the noise model of image data from the data itself.
 
-Every plane is cut into square blocks, and each block into its cosine frequencies (orthonormal DCT-II),
-in which white noise has the same variance everywhere. What the image shows sits in the low
-frequencies, so the high ones *measure* the noise and the low ones *select* the blocks that hold
-little else. White noise is independent between the two, so the selection doesn't bias the
+Every plane is cut into square blocks, and each block into its cosine frequencies (orthonormal
+DCT-II), in which white noise has the same variance everywhere. What the image shows sits in the
+low frequencies, so the high ones *measure* the noise and the low ones *select* the blocks that
+hold little else. White noise is independent between the two, so the selection doesn't bias the
 measurement [1]_ [2]_. The variances of the selected blocks, gathered in bins of the block's mean
-intensity, are the noise curve; a robust line through it is the noise model
+intensity, are the noise curve; a robust line through it is the noise model [3]_
 
 .. math:: \operatorname{var}(u) = \mathrm{gain}\cdot u + \mathrm{offset}.
 
@@ -51,10 +51,18 @@ MODEL_ERROR = 0.05
 # "auto": how much the noise must change over the image, and by how many standard errors.
 NOTABLE_CHANGE = 1.15
 SIGNIFICANT = 4.0
+# The change asked for where only a part of the intensities has smooth areas: there texture that
+# grows with the intensity looks like noise that does.
+CHANGE_IN_TEXTURE = 1.6
 # Low over high frequencies, above which they can't both be white noise.
 NOT_WHITE = 1.5
+# Lowest over middle frequencies, below which it is correlated noise and above which texture.
+CORRELATED = 1.5
+STEEP = 2.5
 # High over highest frequencies, above which there is no floor of white noise at the end.
 FALLING = 1.2
+# Variance of the noisiest over the one of the quietest plane, above which they share no model.
+DIFFERENT_PLANES = 2.0
 
 
 @dataclass(frozen=True)
@@ -90,12 +98,15 @@ class NoiseEstimate:
         0 (a guess) to 1 (much data that fits the model well).
     message
         One sentence for the user: what was chosen, why, and what to beware of.
+    slices_differ
+        Whether the planes differ so much in their noise that one model can't serve them all.
     """
 
     model: NoiseModel
     curve: NoiseCurve
     confidence: float
     message: str
+    slices_differ: bool = False
 
 
 def sample_planes(n_planes: int, at_most: int = 16) -> NDArray[np.intp]:
@@ -118,16 +129,18 @@ def estimate_noise(
 ) -> NoiseEstimate:
     r"""Estimate the noise model of a plane, or the one that the planes of a stack share.
 
-    Left out are pixels that aren't finite or not in the ``mask``, exactly constant areas (clipped air,
-    a stripped skull, padding), and intensities at which many pixels are clipped or saturated. Of
-    all other blocks of 8×8 pixels (4×4 or 2×2 where there are too few) those count whose low
-    frequencies show little but noise, and their high frequencies are measured.
+    Left out are pixels that aren't finite or not in the ``mask``, exactly constant areas (clipped
+    air, a stripped skull, padding), and intensities at which many pixels are clipped or saturated.
+    Of all other blocks of 8×8 pixels (4×4 or 2×2 where there are too few) those count whose low
+    frequencies show little but noise; their high frequencies are measured by the median, corrected
+    for its bias. Where the smoothest areas have a spectrum that only correlated noise has, flat and
+    then falling (a CT kernel), the noise that the high frequencies lack is added.
 
     The line through the noise curve is a robust weighted fit to the relative deviations (Tukey's
-    weights, from the Theil-Sen line), with :math:`\mathrm{gain} > 0`. ``"auto"`` takes it where its slope is
-    significant and changes the noise by more than 15 % over the image's intensities, else the
-    Gaussian model. ``"gaussian"``, on data whose noise grows with the intensity, gives the root
-    mean square of the noise over the image.
+    weights, from the Theil-Sen line), with :math:`\mathrm{gain} > 0`. ``"auto"`` takes it where its
+    slope is significant and changes the noise by more than 15 % over the image's intensities (60 %
+    where only a part of these has smooth areas), else the Gaussian model. ``"gaussian"``, on data
+    whose noise grows with the intensity, gives the root mean square of the noise over the image.
 
     Parameters
     ----------
@@ -237,7 +250,7 @@ class _Layout:
 
     @property
     def coarse(self) -> Bools:
-        # The first frequencies are left out: shading lifts them, which is neither noise nor texture.
+        # The first frequencies are left out: shading lifts them, neither noise nor texture.
         return self.low & (self.order > 1) & (self.order <= max(1, self.size // 2 - 1))
 
     @property
@@ -275,14 +288,15 @@ def _checked(planes: NDArray[Any], mask: NDArray[np.bool_] | None) -> _Data:
     stack = np.asarray(planes)
     if stack.dtype.kind not in "buif":
         raise InvalidImageError(
-            f"Noise is estimated from real numbers, not from {stack.dtype}. Convert the image first."
+            f"Noise is estimated from real numbers, not from {stack.dtype}. "
+            "Convert the image first."
         )
     if stack.ndim not in (2, 3):
         raise InvalidImageError(
             "Noise is estimated from a plane (h, w) or planes (n, h, w), not from an array of "
             f"shape {stack.shape}. Choose the two axes of a plane."
         )
-    stack = stack.reshape((-1, *stack.shape[-2:]))
+    stack = stack[None] if stack.ndim == 2 else stack
     valid = np.isfinite(stack)
     if mask is not None:
         chosen = np.asarray(mask, dtype=np.bool_)
@@ -314,7 +328,7 @@ def _no_noise(message: str, confidence: float = 1.0) -> NoiseEstimate:
 def _special_values(sample: NDArray[Any]) -> NDArray[Any]:
     """Values that far more pixels have than have the values beside them.
 
-    So look exactly constant areas, and the ends of the range where pixels were clipped or saturated.
+    So look exactly constant areas, and the ends of the range where pixels were clipped.
     """
     values, counts = np.unique(sample, return_counts=True)
     if len(values) < 3:
@@ -351,12 +365,13 @@ def _measure_blocks(
     for number, (plane, ok) in enumerate(zip(data.planes, data.valid, strict=True)):
         if min(plane.shape) < size:
             continue
+        unit = data.on_unit_range(np.where(ok, plane, data.lowest))
         is_special = np.zeros(plane.shape, dtype=np.bool_)
         for value in special_values:
             is_special |= plane == value
         is_special &= ok
-        constant = is_special & (
-            ndimage.minimum_filter(plane, 3) == ndimage.maximum_filter(plane, 3)
+        is_constant = is_special & (
+            ndimage.minimum_filter(unit, 3) == ndimage.maximum_filter(unit, 3)
         )
 
         def windows(pixels: NDArray[Any]) -> NDArray[Any]:
@@ -364,18 +379,19 @@ def _measure_blocks(
             return view[::row_stride, ::stride].reshape(-1, size, size)
 
         whole = windows(ok).all(axis=(1, 2))
-        blocks = windows(data.on_unit_range(np.where(ok, plane, data.lowest)))[whole]
-        special_part = windows(is_special)[whole].mean(axis=(1, 2))
-        is_constant = windows(constant)[whole].any(axis=(1, 2))
-        constant_means.append(np.median(blocks[is_constant].reshape(-1, size**2), axis=1))
-        blocks = blocks[~is_constant]
+        blocks = windows(unit)[whole]
+        # A block of one value is constant too where that value is no more frequent than others.
+        constant = windows(is_constant)[whole].any(axis=(1, 2)) | (np.ptp(blocks, axis=(1, 2)) == 0)
+        special_part = windows(is_special)[whole].mean(axis=(1, 2))[~constant]
+        constant_means.append(np.median(blocks[constant].reshape(-1, size**2), axis=1))
+        blocks = blocks[~constant]
         energy = np.square(dct @ blocks @ dct.T).reshape(len(blocks), size**2)
         rows.append(
             np.stack(
                 [
                     blocks.mean(axis=(1, 2)),
                     *(energy @ mean_of_band).T,
-                    special_part[~is_constant],
+                    special_part,
                     np.full(len(blocks), float(number)),
                 ]
             )
@@ -392,6 +408,11 @@ class _Bins:
     variance: Floats
     count: Floats  # blocks measured
     texture: Floats  # low over expected high frequencies; below 1 in white noise and no texture
+
+    @property
+    def excess(self) -> Floats:
+        """Relative texture beyond the bins with the least."""
+        return np.maximum(self.texture / np.quantile(self.texture, 0.25) - 1, 0)
 
 
 @dataclass(frozen=True)
@@ -439,19 +460,22 @@ def _estimate(data: _Data, kind: str) -> NoiseEstimate:
     if level <= (4 * data.resolution) ** 2:
         return _no_noise("No noise found: the smoothest parts of the image are free of it.", 0.8)
     bins, line = _fit_curve(blocks, level, layout)
-    ends = np.sqrt(line(np.quantile(blocks.mean, [0.05, 0.95])))
+    span = np.quantile(blocks.mean, [0.05, 0.95])
+    ends = np.sqrt(line(span))
     significant = len(bins.count) > 2 and line.slope > SIGNIFICANT * line.slope_error
-    grows = significant and bool(ends[1] > NOTABLE_CHANGE * ends[0])
+    smooth = bins.intensity[bins.excess < 0.5]
+    covered = np.ptp(smooth) > 0.5 * np.ptp(span)
+    change = NOTABLE_CHANGE if covered else CHANGE_IN_TEXTURE
+    grows = significant and bool(ends[1] > change * ends[0])
     if grows or kind == "poisson-gaussian":
         confidence /= 1 + (line.misfit / 0.5) ** 2
     else:
         line = _Line(0.0, level, level)
 
     texture, correlation = _low_frequencies(blocks, line, layout)
-    if correlation > 1:
+    if correlation > 1.1:
         notes.append(
-            "the noise is correlated between neighbouring pixels, which the level accounts for only "
-            "in part"
+            "the noise is correlated between neighbouring pixels, which is counted in only roughly"
         )
         confidence *= 0.7
     elif texture > NOT_WHITE:
@@ -460,8 +484,9 @@ def _estimate(data: _Data, kind: str) -> NoiseEstimate:
             "makes the level uncertain"
         )
         confidence *= max(0.2, NOT_WHITE / texture)
-    if _spread_over_planes(blocks, line) > 1.6:
-        notes.append("the slices differ in their noise, so better estimate it slice by slice")
+    slices_differ = _spread_over_planes(blocks, line) > DIFFERENT_PLANES
+    if slices_differ:
+        notes.append("the slices differ in their noise, so it is better estimated slice by slice")
         confidence *= 0.5
     step = _grey_level(sample) / data.scale
     if np.mean(line(blocks.mean)) < (0.6 * step) ** 2:
@@ -473,6 +498,7 @@ def _estimate(data: _Data, kind: str) -> NoiseEstimate:
         np.sqrt(bins.variance * correlation) * data.scale,
         bins.count,
     )
+    ends = ends * np.sqrt(correlation) * data.scale
     model: NoiseModel
     if kind == "poisson-gaussian" or (kind == "auto" and grows):
         # Without any growth: one percent of it over the range, which changes nothing but is valid.
@@ -480,8 +506,7 @@ def _estimate(data: _Data, kind: str) -> NoiseEstimate:
         offset = line.offset if slope == line.slope else level
         model = PoissonGaussian(slope * correlation, offset * correlation)
         reason = (
-            f"the noise grows with the intensity, from {ends[0] * data.scale:.3g} to "
-            f"{ends[1] * data.scale:.3g}"
+            f"the noise grows with the intensity, from {ends[0]:.3g} to {ends[1]:.3g}"
             if grows
             else "as asked for, though the noise hardly grows with the intensity"
         )
@@ -494,7 +519,7 @@ def _estimate(data: _Data, kind: str) -> NoiseEstimate:
         )
     model = model.transformed(data.scale, data.lowest)
     message = "; ".join([f"{model.describe()}: {reason}", *notes]) + "."
-    return NoiseEstimate(model, curve, float(np.clip(confidence, 0, 1)), message)
+    return NoiseEstimate(model, curve, float(np.clip(confidence, 0, 1)), message, slices_differ)
 
 
 def _is_noise_free(blocks: _Blocks, constant_means: Floats) -> bool:
@@ -604,8 +629,8 @@ def _fit_line(bins: _Bins, layout: _Layout) -> _Line:
     x, y = bins.intensity, bins.variance
     n_high = int(layout.high.sum())
     prior = 1 / (2 / (n_high * bins.count) + MODEL_ERROR**2)
-    excess = np.maximum(bins.texture / np.quantile(bins.texture, 0.25) - 1, 0)
-    prior *= np.maximum(np.exp(-((excess / 0.3) ** 2)), 1e-3)
+    excess = bins.excess
+    prior /= (1 + excess**2) ** 2
     floor = max(0.1 * float(np.quantile(y, 0.1)), float(np.finfo(np.float64).tiny))
     slope, offset = _median_line(x, y, prior)
     darkest = int(np.argmin(x))
@@ -674,21 +699,25 @@ def _low_frequencies(blocks: _Blocks, line: _Line, layout: _Layout) -> tuple[flo
         float(np.mean((band / expected)[weak]))
         for band in (blocks.coarse, blocks.middle, blocks.high, blocks.top)
     )
-    if coarse > NOT_WHITE * middle or high < FALLING * top:
+    if high < FALLING * top:
         return texture, 1.0
+    # Between the two there is no telling; a cliff would make neighbouring slices differ.
+    trust = float(np.interp(coarse / middle, [CORRELATED, STEEP], [1, 0]))
     n_low, n_high = int(layout.low.sum()), int(layout.high.sum())
-    return texture, (n_low * texture + n_high) / (n_low + n_high)
+    whole = (n_low * texture + n_high) / (n_low + n_high)
+    return texture, 1 + trust * (whole - 1)
 
 
 def _spread_over_planes(blocks: _Blocks, line: _Line) -> float:
     """Largest over smallest variance of the planes, each relative to the line; 1 for one plane."""
-    relative = blocks.high / line(blocks.mean)
-    relative_low = blocks.low / line(blocks.mean)
+    expected = line(blocks.mean)
+    relative_low = blocks.low / expected
     levels = []
     for inside in _members(blocks.plane.astype(np.intp)):
-        if len(inside) >= 64:
-            levels.append(float(np.median(relative[inside[_weak(relative_low[inside], 1.0)]])))
-    return max(levels) / max(min(levels), 1e-6) if len(levels) > 1 else 1.0
+        # The plane's own smoother half, so that a plane with more noise isn't taken for texture.
+        weak = inside[_weak(relative_low[inside], float(np.median(relative_low[inside])))]
+        levels.append(float(blocks.high[weak].sum() / expected[weak].sum()))
+    return max(levels) / max(min(levels), 1e-6)
 
 
 def _grey_level(sample: NDArray[Any]) -> float:

@@ -1,10 +1,10 @@
 r"""Edge differences on the pixel grid and their exact adjoint.
 
-The pixels of a slice are the cells of a finite-volume grid. An *edge* joins two of them; it is given
-by its offset ``(dy, dx)`` from the pixel ``i`` that it starts at to the pixel ``j`` that it ends at.
-A field on edges has shape ``(b, edges, h, w)``: entry ``[:, e, y, x]`` belongs to the edge that
-starts at pixel ``(y, x)``; where that edge would leave the image the entry is 0 and is never read,
-which is the reflecting (Neumann) boundary.
+The pixels of a slice are the cells of a finite-volume grid. An *edge* joins two of them; it is
+given by its offset ``(dy, dx)`` from the pixel ``i`` that it starts at to the pixel ``j`` that it
+ends at. A field on edges has shape ``(b, edges, h, w)``: entry ``[:, e, y, x]`` belongs to the edge
+that starts at pixel ``(y, x)``; where that edge would leave the image the entry is 0 and is never
+read, which is the reflecting (Neumann) boundary.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def divergence(flux: Tensor, stencil: Stencil) -> Tensor:
 
 
 def edge_sums(field: Tensor, stencil: Stencil) -> Tensor:
-    """Sum of an edge field over all edges of each pixel, ``(b, edges, h, w)`` to ``(b, 1, h, w)``."""
+    """Sum an edge field over all edges of a pixel, ``(b, edges, h, w)`` to ``(b, 1, h, w)``."""
     h, w = field.shape[-2:]
     total = field.new_zeros((field.shape[0], 1, h, w))
     for e, offset in enumerate(stencil.offsets):

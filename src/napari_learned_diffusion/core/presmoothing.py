@@ -29,7 +29,8 @@ def gaussian_taps(sigma: float) -> NDArray[np.float64]:
         return np.ones(1)
     x = np.arange(-radius, radius + 1)
     taps = np.exp(-0.5 * (x / sigma) ** 2)
-    return taps / taps.sum()
+    normalised: NDArray[np.float64] = taps / taps.sum()
+    return normalised
 
 
 def reflected_indices(size: int, radius: int) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-r"""Nonlinear diffusion of a batch of slices, :math:`\partial_t u = \operatorname{div}(g \nabla u)`."""
+r"""Nonlinear diffusion of slices, :math:`\partial_t u = \operatorname{div}(g \nabla u)`."""
 
 from __future__ import annotations
 
@@ -203,8 +203,8 @@ def iterate(
     valid
         ``(b, 1, h, w)`` of 0 and 1: nothing flows into or out of a pixel of 0.
     backend
-        ``"torch"``: plain tensor operations, on any device, differentiable. ``"fused"``: kernels for
-        ``perona-malik`` in float32 on the CPU. ``"auto"``: fused where it can.
+        ``"torch"``: plain tensor operations, on any device, differentiable. ``"fused"``: kernels
+        for ``perona-malik`` in float32 on the CPU. ``"auto"``: fused where it can.
     gradients
         Whether torch records the steps, for training.
 

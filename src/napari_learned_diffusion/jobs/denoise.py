@@ -28,7 +28,12 @@ from napari_learned_diffusion.core.noise_estimation import (
     estimate_noise,
     sample_planes,
 )
-from napari_learned_diffusion.core.schemes import Explicit, FastExplicitDiffusion, Scheme
+from napari_learned_diffusion.core.schemes import (
+    STABLE_TAU,
+    Explicit,
+    FastExplicitDiffusion,
+    Scheme,
+)
 from napari_learned_diffusion.core.solve import iterate
 from napari_learned_diffusion.core.zoo import load_model
 from napari_learned_diffusion.jobs.planes import (
@@ -47,6 +52,9 @@ if TYPE_CHECKING:
 
 LAST_AXES: PlaneAxes = (-2, -1)
 
+_PROGRESS_PER_PLANE = 1000
+"""Units of progress that a plane counts, however many steps it takes."""
+
 _MEASURED_PLANES = 4
 """Planes of a result whose remaining noise is measured for the report."""
 
@@ -64,10 +72,20 @@ class Prepared:
         Every field that was ``None`` is filled in, and the device is one that is there.
     estimate
         How the noise model was estimated; ``None`` where the caller gave it.
+    requested
+        The configuration as it was given.
     """
 
     config: DiffusionConfig
     estimate: NoiseEstimate | None
+    requested: DiffusionConfig
+
+    @property
+    def slice_by_slice(self) -> bool:
+        """Whether a stack needs this done anew for each slice."""
+        if self.estimate is None or self.requested.noise_scope == "stack":
+            return False
+        return self.requested.noise_scope == "slice" or self.estimate.slices_differ
 
     @property
     def noise(self) -> NoiseModel:
@@ -169,7 +187,7 @@ def prepare(
         if the image can't be denoised, the model or the device isn't there, or settings contradict
         each other.
     """
-    config = config or DiffusionConfig()
+    requested = config = config or DiffusionConfig()
     rows_columns = check_image(image, plane_axes)
     model = diffusivity_class(config.model)
     device = resolve_device(config.device, config.precision)
@@ -195,9 +213,8 @@ def prepare(
     config = config.with_(noise=noise, device=str(device))
     if noise.is_zero:
         # Nothing will be done; the rest is filled in only so that nothing is left open.
-        return Prepared(
-            config.with_(iterations=0, contrast=1.0, tau=0.2, presmooth_sigma=0.0), estimate
-        )
+        idle = config.with_(iterations=0, contrast=1.0, tau=STABLE_TAU, presmooth_sigma=0.0)
+        return Prepared(idle, estimate, requested)
     suggestion = model.suggest(noise.stabilise(samples))
     tau = config.tau if config.tau is not None else suggestion.tau
     time_wanted = config.stopping_time or suggestion.stopping_time
@@ -219,6 +236,7 @@ def prepare(
             ),
         ),
         estimate,
+        requested,
     )
 
 
@@ -305,19 +323,26 @@ def denoise_stack(
             f"The output has shape {tuple(out.shape)} and type {out.dtype}, "
             f"but {shape} and {stack.dtype} are needed."
         )
-    solver = _PlaneSolver(prepared, spacing, tiling or TilingConfig())
+    tiling = tiling or TilingConfig()
+    solver = _PlaneSolver(prepared, spacing, tiling)
     shown = np.empty(shape, np.float32) if want_diffusivity and solver.iterations else None
     tally = _Tally()
     indices = list(plane_indices(shape, rows_columns))
-    steps = max(1, solver.iterations)
+    slice_by_slice = prepared.slice_by_slice and len(indices) > 1
+    steps = _PROGRESS_PER_PLANE
+    noises = {}
     start = time.perf_counter()
     for number, index in enumerate(indices):
         plane = read_plane(stack, index, rows_columns)
         message = f"Slice {number + 1} of {len(indices)}" if len(indices) > 1 else "Diffusing"
+        if slice_by_slice and np.isfinite(plane).any():
+            yield Progress(number * steps, len(indices) * steps, f"{message}: estimating the noise")
+            solver = _PlaneSolver(prepare(plane, prepared.requested), spacing, tiling)
+        noises[index] = solver.prepared.noise
         job = solver.solve(plane, shown is not None)
         try:
             while True:
-                done = number * steps + next(job)
+                done = number * steps + next(job) * steps // solver.iterations
                 yield Progress(done, len(indices) * steps, message)
         except StopIteration as stop:
             result: _PlaneResult = stop.value
@@ -326,17 +351,19 @@ def denoise_stack(
         write_plane(out, index, rows_columns, result.plane)
         if shown is not None and result.diffusivity is not None:
             write_plane(shown, index, rows_columns, result.diffusivity)
-        tally.add(plane, result)
+        tally.add(plane, result, solver)
         yield Progress((number + 1) * steps, len(indices) * steps, message, index, result.plane)
     seconds = time.perf_counter() - start
     before = after = float("nan")
     if measure:
         measured = [indices[i] for i in sample_planes(len(indices), _MEASURED_PLANES)]
-        before, after = _noise_levels(
-            prepared.noise,
-            np.stack([read_plane(stack, i, rows_columns) for i in measured]),
-            np.stack([read_plane(out, i, rows_columns) for i in measured]),
-        )
+        levels = [
+            _noise_levels(
+                noises[i], read_plane(stack, i, rows_columns), read_plane(out, i, rows_columns)
+            )
+            for i in measured
+        ]
+        before, after = (float(np.median(level)) for level in zip(*levels, strict=True))
     report = Report(
         seconds=seconds,
         device=solver.device_name,
@@ -347,7 +374,7 @@ def denoise_stack(
         range_after=tally.range_after,
         range_kept=tally.range_kept,
         masked_pixels=tally.masked,
-        messages=tuple(_messages(prepared, solver, tally)),
+        messages=tuple(_messages(tally)),
     )
     return Denoised(out, shown, prepared, report)
 
@@ -373,16 +400,23 @@ def denoise_lazy(
     last = stack.ndim - 2, stack.ndim - 1
     moved = da.moveaxis(stack, (rows, columns), last)
     planes = moved.rechunk((*(1 for _ in moved.shape[:-2]), -1, -1))
+    config = prepared.requested
+    shared = None if prepared.slice_by_slice else prepared
 
     def denoise_block(block: NDArray[Any]) -> NDArray[Any]:
-        job = denoise_stack(block, prepared=prepared, spacing=spacing, tiling=tiling, measure=False)
+        if not np.isfinite(block).any():
+            return block
+        job = denoise_stack(
+            block, config, spacing=spacing, tiling=tiling, prepared=shared, measure=False
+        )
         image: NDArray[Any] = run(job).image
         return image
 
     denoised = planes.map_blocks(
         denoise_block, dtype=stack.dtype, meta=np.empty((0,) * stack.ndim, stack.dtype)
     )
-    return da.moveaxis(denoised, last, (rows, columns))
+    result: da.Array = da.moveaxis(denoised, last, (rows, columns))
+    return result
 
 
 @dataclass(frozen=True)
@@ -502,8 +536,8 @@ class _PlaneSolver:
         release_memory(self.device)
         if tile // 2 < SMALLEST_TILE:
             raise DeviceError(
-                f"There is too little memory on {self.device_name} even for tiles of {tile} pixels. "
-                "Close other programs, take fewer iterations, or compute on the CPU."
+                f"There is too little memory on {self.device_name} even for tiles of {tile} "
+                "pixels. Close other programs, take fewer iterations, or compute on the CPU."
             ) from error
         self.halved_to = tile // 2
 
@@ -512,21 +546,34 @@ class _PlaneSolver:
 class _Tally:
     """Sums over the planes, for the report."""
 
+    planes: int = 0
     pixels: int = 0
     masked: int = 0
     drift: float = 0.0
     range_before: tuple[float, float] = (np.inf, -np.inf)
     range_after: tuple[float, float] = (np.inf, -np.inf)
     range_kept: bool = True
+    without_noise: int = 0
+    idle: int = 0
+    overshooting: bool = False
+    halved_to: int | None = None
 
-    def add(self, plane: NDArray[Any], result: _PlaneResult) -> None:
+    def add(self, plane: NDArray[Any], result: _PlaneResult, solver: _PlaneSolver) -> None:
         valid = result.valid
+        self.planes += 1
+        if solver.prepared.noise.is_zero:
+            self.without_noise += 1
+        elif solver.iterations == 0:
+            self.idle += 1
+        else:
+            self.overshooting = self.overshooting or not solver.scheme.keeps_range
+        self.halved_to = solver.halved_to or self.halved_to
         count = plane.size if valid is None else int(np.count_nonzero(valid))
         self.masked += plane.size - count
         if count == 0:
             return
-        difference = np.subtract(result.plane, plane, dtype=np.float64, where=valid or True)
-        self.drift += float(difference.sum(where=True if valid is None else valid))
+        before, after = (p if valid is None else p[valid] for p in (plane, result.plane))
+        self.drift += float(np.subtract(after, before, dtype=np.float64).sum())
         self.pixels += count
         self.range_before = _union(self.range_before, _extent(plane, valid))
         self.range_after = _union(self.range_after, _extent(result.plane, valid))
@@ -557,7 +604,7 @@ def _scheme(config: DiffusionConfig) -> Scheme:
 def _noise_levels(
     noise: NoiseModel, before: NDArray[Any], after: NDArray[Any]
 ) -> tuple[float, float]:
-    """Noise at the median intensity, in layer units: what the model says, and what is left of it.
+    """Noise at a plane's median intensity, in layer units: by the model, and what is left of it.
 
     What is left is measured in stabilised units, where one number says it for all intensities.
     """
@@ -565,18 +612,23 @@ def _noise_levels(
     if noise.is_zero or finite.size == 0:
         return 0.0, 0.0
     level = float(noise.variance(np.median(finite).astype(np.float64))) ** 0.5
-    left = estimate_noise(noise.stabilise(after.astype(np.float64)), "gaussian").model
+    stabilised = noise.stabilise(np.where(np.isfinite(after), after, np.nan).astype(np.float64))
+    left = estimate_noise(stabilised, "gaussian").model
     return level, level * float(left.variance(np.float64(0))) ** 0.5
 
 
-def _messages(prepared: Prepared, solver: _PlaneSolver, tally: _Tally) -> Iterator[str]:
-    if prepared.noise.is_zero:
-        yield "The noise level is 0: the image was given back as it is."
-    elif solver.iterations == 0:
+def _messages(tally: _Tally) -> Iterator[str]:
+    if tally.without_noise:
+        yield (
+            "The noise level is 0: the image was given back as it is."
+            if tally.planes == tally.without_noise
+            else f"{tally.without_noise} slices hold no noise and were given back as they are."
+        )
+    if tally.idle:
         yield "With 0 iterations the image was given back as it is."
-    elif not solver.scheme.keeps_range:
+    if tally.overshooting:
         yield "FED keeps the mean, but single values may leave the range of the input."
     if tally.masked:
         yield f"{tally.masked} NaN or infinite pixels took no part and came back as they were."
-    if solver.halved_to is not None:
-        yield f"Memory ran short, so the slices were cut into tiles of {solver.halved_to} pixels."
+    if tally.halved_to is not None:
+        yield f"Memory ran short, so the slices were cut into tiles of {tally.halved_to} pixels."

@@ -1,4 +1,4 @@
-"""Planes of an array of any number of dimensions, and their way into the solver's units and back."""
+"""Planes of an array of any dimension, and their way into the solver's units and back."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def check_image(image: Any, plane_axes: PlaneAxes) -> PlaneAxes:
         )
     if dtype.kind == "c":
         raise InvalidImageError(
-            "The image is complex. Denoise its magnitude, or its real and imaginary parts one by one."
+            "The image is complex. "
+            "Denoise its magnitude, or its real and imaginary parts one by one."
         )
     if dtype.kind not in "iuf":
         raise InvalidImageError(f"The image has values of type {dtype}, which are no intensities.")
@@ -106,10 +107,8 @@ class SolverUnits:
         values = plane if valid is None else plane[valid]
         lowest, highest = float(values.min()), float(values.max())
         centre = float(values.mean(dtype=np.float64))
-        # The mean of huge values can overflow and rounds out of the range of nearly constant ones.
-        centre = (
-            min(max(centre, lowest), highest) if math.isfinite(centre) else lowest / 2 + highest / 2
-        )
+        if not math.isfinite(centre):  # the sum of huge values overflowed
+            centre = lowest / 2 + highest / 2
         extent = max(highest / 2 - centre / 2, centre / 2 - lowest / 2)
         scale = 2.0 ** math.frexp(extent)[1] if extent > 0 else 1.0
         return cls(centre, scale, lowest, highest, plane.dtype)

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from napari_learned_diffusion.config import (
-    DiffusionConfig,
     Device,
+    DiffusionConfig,
     Function,
     NoiseChoice,
+    NoiseScope,
     SchemeName,
     TilingConfig,
 )
 from napari_learned_diffusion.core.noise import Gaussian, NoiseModel, PoissonGaussian
 from napari_learned_diffusion.widgets._layers import Source
 
+if TYPE_CHECKING:
+    from napari_learned_diffusion.core.noise_estimation import NoiseEstimate
+    from napari_learned_diffusion.jobs.denoise import Prepared
+
 CLASSICAL_MODEL = "perona-malik"
-"""The one model whose diffusivity has parameters of its own to set; the others have learned them."""
+"""The one model whose diffusivity has parameters to set; the others have learned theirs."""
 
 _DEFAULT = DiffusionConfig()
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,8 @@ class FormValues:
     ----------
     noise_kind
         Which noise model is wanted.
+    noise_scope
+        Whether the noise is estimated once for the stack or for each slice.
     noise_sigma
         Level of Gaussian noise, in layer units.
     gain, offset
@@ -67,6 +77,7 @@ class FormValues:
 
     model: str = _DEFAULT.model
     noise_kind: NoiseChoice = _DEFAULT.noise_kind
+    noise_scope: NoiseScope = _DEFAULT.noise_scope
     noise_sigma: float | None = None
     gain: float | None = None
     offset: float | None = None
@@ -108,6 +119,7 @@ class FormValues:
             iterations=self.iterations,
             noise=noise,
             noise_kind=self.noise_kind if noise is None else _DEFAULT.noise_kind,
+            noise_scope=self.noise_scope if noise is None else _DEFAULT.noise_scope,
             device=self.device,
         )
         if self.is_classical:
@@ -120,6 +132,10 @@ class FormValues:
         if config.scheme == "fed":
             return config.with_(stopping_time=self.stopping_time)
         return config.with_(tau=self.tau)
+
+    def with_automatic_noise(self) -> FormValues:
+        """The same values with the noise of the same kind to be estimated."""
+        return replace(self, noise_sigma=None, gain=None, offset=None)
 
     def tiling(self) -> TilingConfig:
         """How planes are cut.
@@ -142,28 +158,114 @@ class Request:
         The layer.
     config, tiling, outputs
         The settings.
-    known_noise
-        The noise model that has been estimated before for this layer, so that a live preview
-        doesn't estimate it anew for each slice; ``None`` if there is none.
+    known
+        What has been found out before, so that a live preview doesn't estimate it anew.
     """
 
     source: Source
     config: DiffusionConfig
     tiling: TilingConfig
     outputs: Outputs
-    known_noise: NoiseModel | None = None
+    known: Known
 
     @property
     def effective_config(self) -> DiffusionConfig:
         """The settings, with the noise model filled in where it is known."""
-        if self.config.noise is None and self.known_noise is not None:
-            return self.config.with_(noise=self.known_noise)
+        if self.config.noise is None and self.known.noise is not None:
+            return self.config.with_(noise=self.known.noise)
         return self.config
 
 
-def make_request(
-    values: FormValues, source: Source, known_noise: NoiseModel | None = None
-) -> Request:
+@dataclass(frozen=True)
+class Known:
+    """What is known of a layer before a job starts.
+
+    Parameters
+    ----------
+    prepared
+        What these very settings have become for the layer as a whole, if that is known.
+    noise
+        The layer's noise model, if it was estimated and one model serves all slices.
+    slice_by_slice
+        Whether it was found that each slice needs a noise model of its own.
+    """
+
+    prepared: Prepared | None = None
+    noise: NoiseModel | None = None
+    slice_by_slice: bool = False
+
+
+class Findings:
+    """What jobs have found out about a layer's data, and for which settings it holds.
+
+    It remembers one layer and one set of settings, the last ones; looking back further would only
+    save the estimates of users who switch to and fro.
+    """
+
+    def __init__(self) -> None:
+        self._prepared: tuple[Any, Prepared] | None = None
+        self._used: tuple[Any, Prepared] | None = None
+        self._noise: tuple[Any, Known] | None = None
+        self._estimate: tuple[Any, NoiseEstimate] | None = None
+
+    def add(self, request: Request, whole: Prepared | None, used: Prepared) -> None:
+        """Note what a job has found out.
+
+        Parameters
+        ----------
+        request
+            What the job was asked.
+        whole
+            What the settings have become for the layer as a whole, if the job had to know.
+        used
+            What they have become for the slice or layer that was denoised.
+        """
+        settings = _settings_key(request.source, request.config)
+        noise = _noise_key(request.source, request.config)
+        self._used = settings, used
+        if whole is not None:
+            self._prepared = settings, whole
+            if whole.estimate is not None:
+                one_for_all = None if whole.slice_by_slice else whole.estimate.model
+                self._noise = (
+                    noise,
+                    Known(noise=one_for_all, slice_by_slice=whole.slice_by_slice),
+                )
+        estimate = used.estimate or (whole.estimate if whole is not None else None)
+        if estimate is not None:
+            self._estimate = noise, estimate
+
+    def known(self, source: Source, config: DiffusionConfig) -> Known:
+        """What a job with these settings need not find out again."""
+        prepared = _look_up(self._prepared, _settings_key(source, config))
+        if config.noise is not None:
+            return Known(prepared=prepared)
+        known = _look_up(self._noise, _noise_key(source, config)) or Known()
+        return replace(known, prepared=prepared)
+
+    def estimate(self, source: Source, config: DiffusionConfig) -> NoiseEstimate | None:
+        """The noise that was last found in that layer, for people to see."""
+        return _look_up(self._estimate, _noise_key(source, config))
+
+    def used(self, source: Source, config: DiffusionConfig) -> DiffusionConfig | None:
+        """What those settings have last become on that layer, for people to see."""
+        prepared = _look_up(self._used, _settings_key(source, config))
+        return None if prepared is None else prepared.config
+
+
+def _look_up(entry: tuple[Any, Found] | None, key: Any) -> Found | None:
+    return entry[1] if entry is not None and entry[0] == key else None
+
+
+def _noise_key(source: Source, config: DiffusionConfig) -> tuple[Any, ...]:
+    return source.layer_id, source.plane_axes, config.noise_kind, config.noise_scope
+
+
+def _settings_key(source: Source, config: DiffusionConfig) -> tuple[Any, ...]:
+    return source.layer_id, source.plane_axes, config
+
+
+def make_request(values: FormValues, source: Source, findings: Findings) -> Request:
     """Freeze form and layer into a request.
 
     Raises
@@ -171,4 +273,6 @@ def make_request(
     InvalidSettingError
         if a value is out of its range.
     """
-    return Request(source, values.config(), values.tiling(), values.outputs, known_noise)
+    config = values.config()
+    known = findings.known(source, config)
+    return Request(source, config, values.tiling(), values.outputs, known)

@@ -71,8 +71,11 @@ class Placement:
 
     def apply(self, layer: Image) -> None:
         """Move an existing layer to this place."""
+        now = Placement.of(layer).keywords()
         for name, value in self.keywords().items():
-            setattr(layer, name, value)
+            # napari draws the layer anew at each assignment, so only what has changed is assigned.
+            if not np.array_equal(now[name], value):
+                setattr(layer, name, value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +108,8 @@ class Source:
         Range of the contrast slider, in layer units.
     metadata
         The layer's own metadata.
+    path
+        The file it was opened from, ``""`` if none.
     """
 
     layer_id: Hashable
@@ -119,6 +124,7 @@ class Source:
     display: dict[str, Any]
     contrast_limits_range: tuple[float, float]
     metadata: dict[str, Any] = field(repr=False)
+    path: str = ""
 
     @property
     def other_axes(self) -> tuple[int, ...]:
@@ -135,6 +141,14 @@ class Source:
         """Rows and columns of a slice."""
         first, second = self.plane_axes
         return int(self.data.shape[first]), int(self.data.shape[second])
+
+    @property
+    def plane_letters(self) -> str:
+        """Letters of the axes of a slice, as files name them; empty for YX or if they aren't known."""
+        labels = [self.placement.axis_labels[axis].upper() for axis in self.plane_axes]
+        letters = "".join(labels)
+        is_named = all(len(label) == 1 and label.isalpha() for label in labels)
+        return letters if is_named and letters != "YX" else ""
 
     def _select(self, index: tuple[int, ...]) -> tuple[int | slice, ...]:
         where = dict(zip(self.other_axes, index, strict=True))
@@ -279,6 +293,7 @@ def read(layer: Layer, dims: Dims) -> Source:
         },
         contrast_limits_range=(float(low), float(high)),
         metadata=dict(layer.metadata),
+        path=str(layer.source.path or ""),
     )
 
 
@@ -289,7 +304,9 @@ def _as_array(data: Any) -> Any:
         return data
     import dask.array as da
 
-    return data if isinstance(data, da.Array) else da.from_array(data)
+    if isinstance(data, da.Array):
+        return data
+    return da.from_array(data)  # type: ignore[no-untyped-call]
 
 
 def _layer_order(dims: Dims, ndim: int) -> list[int]:

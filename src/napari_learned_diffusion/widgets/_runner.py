@@ -63,7 +63,7 @@ def _step(job: Job[Any], cancelled: threading.Event) -> Generator[Progress, None
         job.close()
 
 
-class _Worker(GeneratorWorker[Progress, None, _Outcome]):
+class _Worker(GeneratorWorker[Progress, None, _Outcome]):  # type: ignore[misc]
     """A generator worker that closes its generator in its own thread."""
 
     def work(self) -> _Outcome | Exception | None:
@@ -74,7 +74,7 @@ class _Worker(GeneratorWorker[Progress, None, _Outcome]):
         return outcome
 
 
-class _ActivityProgress(cancelable_progress):
+class _ActivityProgress(cancelable_progress):  # type: ignore[misc]
     """A bar in napari's activity dock whose button cancels at once.
 
     napari calls ``cancel_callback`` only while it iterates, and here nothing is iterated.
@@ -126,16 +126,24 @@ class Runner(QObject):
         self._activity: _ActivityProgress | None = None
         self._latest: Progress | None = None
         self._planes: list[tuple[int, ...]] = []
+        self._shown: Progress | None = None
+        self._is_settled = True
         self._is_shut_down = False
         self._flush_timer = QTimer(self)
         self._flush_timer.setInterval(FLUSH_MILLISECONDS)
-        self._flush_timer.timeout.connect(self._flush)
+        self._flush_timer.timeout.connect(self._on_tick)
 
     @property
     def is_busy(self) -> bool:
         """Whether a job runs that is still wanted."""
-        task = self._waiting or self._running
-        return task is not None and not task.cancelled.is_set()
+        if self._waiting is not None:
+            return True
+        return self._is_wanted() and not self._is_settled
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no thread is at work any more, wanted or not."""
+        return self._running is None and self._waiting is None
 
     def submit(self, make_job: Callable[[], Job[Any]], title: str) -> None:
         """Run a job, as soon as the one that runs has noticed that it is cancelled.
@@ -182,12 +190,17 @@ class Runner(QObject):
         if task is None:
             return
         self._running = task
+        self._is_settled = False
         self._latest, self._planes = None, []
         self.started.emit()
         if self._in_activity_dock:
+            # napari processes events in here, so the viewer may be gone when it returns.
             self._activity = _ActivityProgress(
                 desc=task.title, total=0, cancel_callback=self.cancel, leave=False
             )
+            if self._is_shut_down:
+                self._close_activity()
+                return
         worker = _Worker(_drive, task.make_job, task.cancelled)
         worker.yielded.connect(self._on_yielded)
         worker.returned.connect(self._on_returned)
@@ -197,7 +210,8 @@ class Runner(QObject):
         self._flush_timer.start()
         worker.start()
 
-    def _is_current(self) -> bool:
+    def _is_wanted(self) -> bool:
+        """Whether what comes back belongs to the last request."""
         task = self._running
         return (
             task is not None
@@ -211,44 +225,47 @@ class Runner(QObject):
         if progress.index is not None:
             self._planes.append(progress.index)
 
-    def _flush(self) -> None:
+    def _on_tick(self) -> None:
+        self._report()
+        activity, progress = self._activity, self._shown
+        if activity is None or progress is None or progress.done <= activity.n:
+            return
+        activity.total = progress.total
+        # Last of all: napari processes events in here, in which the job may end and the bar close.
+        activity.update(progress.done - activity.n)
+
+    def _report(self) -> None:
         progress, self._latest = self._latest, None
         planes, self._planes = self._planes, []
-        if progress is None or not self._is_current():
-            return
-        self.progressed.emit(progress, planes)
-        activity = self._activity
-        if activity is not None:
-            # Each of these lets napari process events, in which the job may end and the bar close.
-            if activity.total != progress.total:
-                activity.reset(progress.total)
-            activity.update(progress.done - activity.n)
+        if progress is not None and self._is_wanted():
+            self._shown = progress
+            self.progressed.emit(progress, planes)
 
     def _on_returned(self, outcome: _Outcome) -> None:
-        self._flush()
-        if not self._is_current() or outcome.cancelled:
+        self._report()
+        if outcome.cancelled or not self._is_wanted():
             return
+        self._is_settled = True
         if outcome.error is not None:
             self.failed.emit(outcome.error)
         else:
             self.succeeded.emit(outcome.result)
-        self._running = None
 
     def _on_errored(self, error: Exception) -> None:
-        if self._is_current():
+        if self._is_wanted():
+            self._is_settled = True
             self.failed.emit(error)
-            self._running = None
 
     def _on_finished(self) -> None:
-        was_stopped = self._running is not None and self._waiting is None
         self._worker = None
         self._running = None
+        self._shown = None
         self._flush_timer.stop()
         self._close_activity()
         if self._waiting is not None:
             self._start_next()
             return
-        if was_stopped:
+        if not self._is_settled:
             self.cancelled.emit()
         self.finished.emit()
 

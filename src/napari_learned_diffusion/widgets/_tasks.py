@@ -24,6 +24,14 @@ def load_jobs() -> Any:
 
 
 @dataclass(frozen=True, eq=False)
+class Estimate:
+    """The noise of a layer, and the request to find it."""
+
+    request: Request
+    prepared: Prepared
+
+
+@dataclass(frozen=True, eq=False)
 class Answer:
     """What came of a request.
 
@@ -31,8 +39,10 @@ class Answer:
     ----------
     request
         What had been asked.
-    prepared
-        What the automatic settings became.
+    whole
+        What the automatic settings became for the layer as a whole, if that was looked at.
+    used
+        What they became for what was denoised.
     report
         Seconds, noise, drift and range.
     denoised, residual, diffusivity
@@ -40,76 +50,101 @@ class Answer:
     """
 
     request: Request
-    prepared: Prepared
+    whole: Prepared | None
+    used: Prepared
     report: Report
     denoised: Any
     residual: Any
     diffusivity: NDArray[np.float32] | None
 
 
-def estimate(request: Request, load: Callable[[], Any] = load_jobs) -> Job[Prepared]:
+def estimate(request: Request, load: Callable[[], Any] = load_jobs) -> Job[Estimate]:
     """Find the noise model and every other automatic setting, from the data anew."""
     yield Progress(0, 1, "Estimating the noise")
+    return Estimate(request, _prepare(request, load()))
+
+
+def _prepare(request: Request, jobs: Any) -> Prepared:
+    """What the automatic settings become for the layer as a whole."""
+    if request.known.prepared is not None:
+        return request.known.prepared
     source = request.source
-    prepared: Prepared = load().prepare(
-        source.data, request.config, plane_axes=source.plane_axes, spacing=source.spacing
+    prepared: Prepared = jobs.prepare(
+        source.data, request.effective_config, plane_axes=source.plane_axes
     )
-    yield Progress(1, 1, "Estimated the noise")
     return prepared
 
 
-def _prepare(request: Request, jobs: Any) -> Any:
-    # Of the whole layer even for one slice, so that a slice comes out as the stack's does.
-    source = request.source
-    return jobs.prepare(
-        source.data,
-        request.effective_config,
-        plane_axes=source.plane_axes,
-        spacing=source.spacing,
-    )
+def denoise_slice(
+    request: Request, load: Callable[[], Any] = load_jobs, *, measure: bool = True
+) -> Job[Answer]:
+    """Denoise the slice that was in view, to come out as it does when the stack is denoised.
 
-
-def denoise_slice(request: Request, load: Callable[[], Any] = load_jobs) -> Job[Answer]:
-    """Denoise the slice that was in view."""
+    Parameters
+    ----------
+    request
+        What to do.
+    load
+        Returns the module of the jobs.
+    measure
+        Whether to measure the noise that is left, which takes longer than the rest.
+    """
     yield Progress(0, 1, "Preparing")
     jobs = load()
-    prepared = _prepare(request, jobs)
+    whole = None if request.known.slice_by_slice else _prepare(request, jobs)
     yield Progress(0, 1, "Reading the slice")
     plane = request.source.read_slice()
+    if whole is None or (whole.slice_by_slice and request.source.n_slices > 1):
+        used: Prepared = jobs.prepare(plane, request.config, plane_axes=(0, 1))
+    else:
+        used = whole
     result: Denoised = yield from jobs.denoise_plane(
         plane,
-        request.effective_config,
+        used.config,
         spacing=request.source.spacing,
         tiling=request.tiling,
-        prepared=prepared,
+        prepared=used,
         want_diffusivity=request.outputs.diffusivity,
+        measure=measure,
     )
     residual = _subtract(plane, result.image) if request.outputs.residual else None
-    return Answer(request, prepared, result.report, result.image, residual, result.diffusivity)
+    return Answer(request, whole, used, result.report, result.image, residual, result.diffusivity)
 
 
 def denoise_stack(
     request: Request, out: NDArray[Any], load: Callable[[], Any] = load_jobs
 ) -> Job[Answer]:
     """Denoise every slice of the layer, each into its place in ``out``."""
-    yield Progress(0, 1, "Preparing")
-    jobs = load()
     source = request.source
-    prepared = _prepare(request, jobs)
+    # What isn't done yet looks like the source, except where that would load a lazy layer.
+    for index in _planes(source):
+        out[index] = source.data[index] if isinstance(source.data, np.ndarray) else _blank(source)
+        yield Progress(0, 1, "Preparing")
+    jobs = load()
+    whole = _prepare(request, jobs)
     result: Denoised = yield from jobs.denoise_stack(
         source.data,
-        request.effective_config,
+        whole.config,
         plane_axes=source.plane_axes,
         spacing=source.spacing,
         tiling=request.tiling,
-        prepared=prepared,
+        prepared=whole,
         want_diffusivity=request.outputs.diffusivity,
         out=out,
     )
     residual = None
     if request.outputs.residual:
         residual = yield from _stack_residual(source, out)
-    return Answer(request, prepared, result.report, out, residual, result.diffusivity)
+    return Answer(request, whole, whole, result.report, out, residual, result.diffusivity)
+
+
+def _blank(source: Source) -> float:
+    """What stands where a slice isn't done: nothing, or black where there is no nothing."""
+    dtype = np.dtype(source.data.dtype)
+    if dtype.kind == "f":
+        return float("nan")
+    info = np.iinfo(dtype)
+    return float(np.clip(source.display["contrast_limits"][0], info.min, info.max))
 
 
 def _stack_residual(source: Source, out: NDArray[Any]) -> Job[Any]:
@@ -117,17 +152,18 @@ def _stack_residual(source: Source, out: NDArray[Any]) -> Job[Any]:
     if not isinstance(source.data, np.ndarray):
         import dask.array as da
 
-        return da.map_blocks(
+        residual: Any = da.map_blocks(
             _subtract,
             source.data,
             da.from_array(out, chunks=source.data.chunks),
             dtype=np.float32,
         )
-    residual = np.empty(out.shape, np.float32)
+        return residual
+    difference = np.empty(out.shape, np.float32)
     for done, index in enumerate(_planes(source)):
-        residual[index] = _subtract(source.data[index], out[index])
+        difference[index] = _subtract(source.data[index], out[index])
         yield Progress(done + 1, source.n_slices, "Computing the residual")
-    return residual
+    return difference
 
 
 def _planes(source: Source) -> Iterator[tuple[Any, ...]]:
@@ -139,4 +175,7 @@ def _planes(source: Source) -> Iterator[tuple[Any, ...]]:
 def _subtract(noisy: NDArray[Any], denoised: NDArray[Any]) -> NDArray[np.float32]:
     # Infinite pixels come back as they were, and infinity minus infinity is NaN: nothing was taken.
     with np.errstate(invalid="ignore"):
-        return np.subtract(noisy, denoised, dtype=np.float64).astype(np.float32)
+        difference: NDArray[np.float32] = np.subtract(noisy, denoised, dtype=np.float64).astype(
+            np.float32
+        )
+        return difference

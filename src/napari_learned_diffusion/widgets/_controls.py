@@ -1,0 +1,657 @@
+"""The controls of the form: what the user edits, read out as plain `FormValues`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import Qt, Signal
+from qtpy.QtGui import QValidator, QWheelEvent
+from qtpy.QtWidgets import (
+    QAbstractSpinBox,
+    QCheckBox,
+    QComboBox,
+    QFormLayout,
+    QHBoxLayout,
+    QLabel,
+    QLineEdit,
+    QPushButton,
+    QSizePolicy,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_learned_diffusion.config import MAX_ITERATIONS, DiffusionConfig
+from napari_learned_diffusion.core.noise import Gaussian, PoissonGaussian
+from napari_learned_diffusion.core.zoo import list_cards
+from napari_learned_diffusion.widgets._form import FormValues, Outputs
+from napari_learned_diffusion.widgets._noise_plot import NoisePlot
+
+if TYPE_CHECKING:
+    from napari_learned_diffusion.core.noise_estimation import NoiseEstimate
+    from napari_learned_diffusion.core.zoo import ModelCard
+
+AUTOMATIC = "automatic"
+
+NOISE_TITLES = {
+    "auto": "Automatic",
+    "gaussian": "Gaussian",
+    "poisson-gaussian": "Poisson–Gaussian",
+}
+SCOPE_TITLES = {"auto": "Automatic", "stack": "Whole stack", "slice": "Each slice"}
+FUNCTION_TITLES = {"rational": "1 / (1 + s/K²)", "exponential": "exp(−s/K²)"}
+SCHEME_TITLES = {"explicit": "Explicit Euler", "fed": "Fast explicit diffusion"}
+DEVICE_TITLES = {"auto": "Automatic", "cpu": "CPU", "cuda": "CUDA (NVIDIA)", "mps": "MPS (Apple)"}
+
+SMALLEST_TILE = 32
+LARGEST_TILE = 65_536
+LARGEST_NUMBER = 1e30
+
+
+class NumberBox(QAbstractSpinBox):
+    """A number, or nothing: an empty box means *automatic* and says so, with the number in use.
+
+    Qt's own spin boxes can't be empty and round to a fixed number of decimals, which is wrong for
+    intensities that may be 0.001 or 40 000.
+
+    Parameters
+    ----------
+    minimum, maximum
+        Allowed range, both included.
+    is_whole
+        Whether only whole numbers are taken.
+    start
+        Where the buttons begin while nothing is known of the automatic value.
+    parent
+        Who owns it.
+    """
+
+    changed = Signal()
+
+    def __init__(
+        self,
+        minimum: float,
+        maximum: float,
+        *,
+        is_whole: bool = False,
+        start: float = 1.0,
+        parent: QWidget | None = None,
+    ) -> None:
+        super().__init__(parent)
+        self._minimum, self._maximum = minimum, maximum
+        self._is_whole = is_whole
+        self._start = start
+        self._automatic: float | None = None
+        self._value: float | None = None
+        self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
+        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        self._edit = QLineEdit()
+        self.setLineEdit(self._edit)
+        self._edit.setAlignment(Qt.AlignmentFlag.AlignCenter)
+        self._edit.textChanged.connect(self._on_text_changed)
+        self.editingFinished.connect(self._on_editing_finished)
+        self.show_automatic(None)
+
+    def value(self) -> float | None:
+        """The number, ``None`` for automatic."""
+        return self._value
+
+    def whole_value(self) -> int | None:
+        """The number of a box that takes only whole ones."""
+        return None if self._value is None else int(self._value)
+
+    def set_value(self, value: float | None) -> None:
+        """Show a number, or ``None`` for automatic."""
+        self._edit.setText("" if value is None else self._format(value))
+
+    def show_automatic(self, value: float | None) -> None:
+        """Say which number *automatic* has turned out to be; ``None`` while it isn't known."""
+        self._automatic = value
+        text = AUTOMATIC
+        if value is not None:
+            text += f" ({value:.0f})" if self._is_whole else f" ({value:.3g})"
+        self._edit.setPlaceholderText(text)
+
+    def _format(self, value: float) -> str:
+        return str(int(value)) if self._is_whole else f"{value:.6g}"
+
+    def _parse(self, text: str) -> float | None:
+        """The number, ``None`` if the text isn't one in the allowed range."""
+        try:
+            value = int(text) if self._is_whole else float(text.replace(",", "."))
+        except ValueError:
+            return None
+        is_allowed = math.isfinite(value) and self._minimum <= value <= self._maximum
+        return value if is_allowed else None
+
+    def _on_text_changed(self, text: str) -> None:
+        value = self._parse(text) if text else None
+        if text and value is None:
+            return  # half typed: the last number holds
+        if value != self._value:
+            self._value = value
+            self.changed.emit()
+
+    def _on_editing_finished(self) -> None:
+        if self._edit.text() and self._parse(self._edit.text()) is None:
+            self.set_value(self._value)
+
+    def validate(self, input: str | None, pos: int) -> tuple[QValidator.State, str, int]:
+        text = input or ""
+        state = QValidator.State.Acceptable
+        if text and self._parse(text) is None:
+            looks_right = all(c.isdigit() or c in "+-.,eE" for c in text)
+            state = QValidator.State.Intermediate if looks_right else QValidator.State.Invalid
+        return state, text, pos
+
+    def stepEnabled(self) -> QAbstractSpinBox.StepEnabledFlag:
+        flag = QAbstractSpinBox.StepEnabledFlag
+        return flag.StepUpEnabled | flag.StepDownEnabled
+
+    def stepBy(self, steps: int) -> None:
+        value = self._value
+        if value is None:
+            value = self._start if self._automatic is None else self._automatic
+        value += steps * self._step(value)
+        self.set_value(min(max(value, self._minimum), self._maximum))
+
+    def _step(self, value: float) -> float:
+        """One unit of the second digit, so that a step is felt and none jumps."""
+        if self._is_whole:
+            return 1 if abs(value) < 100 else float(10 ** (int(math.log10(abs(value))) - 1))
+        return 10.0 ** (math.floor(math.log10(abs(value))) - 1) if value else 0.1
+
+    def clear(self) -> None:
+        self.set_value(None)
+
+    def wheelEvent(self, event: QWheelEvent | None) -> None:
+        # A wheel that scrolls the form must not change the numbers that pass under the pointer.
+        if event is not None and not self.hasFocus():
+            event.ignore()
+            return
+        super().wheelEvent(event)
+
+
+class Choice(QComboBox):
+    """A combo box of keys with titles, narrow enough for a dock and deaf to a passing wheel."""
+
+    def __init__(self, titles: dict[str, str], parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        for key, title in titles.items():
+            self.addItem(title, key)
+        self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
+        self.setMinimumContentsLength(8)
+        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
+        self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
+
+    def key(self) -> Any:
+        """The chosen key."""
+        return self.currentData()
+
+    def set_key(self, key: str) -> None:
+        """Choose a key; one that isn't there is left alone."""
+        at = self.findData(key)
+        if at >= 0:
+            self.setCurrentIndex(at)
+
+    def wheelEvent(self, event: QWheelEvent | None) -> None:
+        if event is not None and not self.hasFocus():
+            event.ignore()
+            return
+        super().wheelEvent(event)
+
+
+class DimLabel(QLabel):
+    """Small wrapped text that explains something; it takes no room while it is empty."""
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.setWordWrap(True)
+        self.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.setTextFormat(Qt.TextFormat.PlainText)
+        self.setStyleSheet("font-size: 9pt;")
+        self.setMinimumWidth(1)
+
+    def show_text(self, text: str) -> None:
+        """Show a text."""
+        self.setText(text)
+        self.setVisible(bool(text))
+
+
+class StatusLabel(DimLabel):
+    """Small text that may be bad news, in a colour that can be read on the theme's background."""
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._is_error = False
+        self._is_dark = True
+
+    @property
+    def is_error(self) -> bool:
+        """Whether bad news are shown."""
+        return self._is_error
+
+    def show_text(self, text: str) -> None:
+        """Show a text in the usual colour."""
+        self._is_error = False
+        self._restyle()
+        super().show_text(text)
+
+    def show_error(self, text: str) -> None:
+        """Show what went wrong."""
+        super().show_text(text)
+        self._is_error = True
+        self._restyle()
+
+    def set_colours(self, is_dark: bool) -> None:
+        """Follow napari's theme."""
+        self._is_dark = is_dark
+        self._restyle()
+
+    def _restyle(self) -> None:
+        # napari's own error red has a contrast of less than 2 on its dark background.
+        red = "#ff8a80" if self._is_dark else "#b3261e"
+        self.setStyleSheet(f"font-size: 9pt; {f'color: {red};' if self._is_error else ''}")
+
+
+class DiffusionForm(QWidget):
+    """Every setting of a run.
+
+    Parameters
+    ----------
+    parent
+        Who owns it.
+    """
+
+    changed = Signal()
+    estimate_clicked = Signal()
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self._cards: dict[str, ModelCard] = {card.key: card for card in list_cards()}
+        self._estimate: NoiseEstimate | None = None
+        self._unit = ""
+        self._is_updating = False
+        self._make_controls()
+        self._lay_out()
+        self._explain()
+        self.set_values(FormValues())
+        self._connect()
+        self._on_kind_changed()
+
+    def _make_controls(self) -> None:
+        self.layer = Choice({})
+        self.layer_info = StatusLabel()
+        self.model = Choice({key: card.title for key, card in self._cards.items()})
+        self.model_info = DimLabel()
+        self.noise_kind = Choice(NOISE_TITLES)
+        self.estimate_button = QPushButton("Estimate")
+        self.noise_sigma = NumberBox(0.0, LARGEST_NUMBER)
+        self.gain = NumberBox(1 / LARGEST_NUMBER, LARGEST_NUMBER)
+        self.offset = NumberBox(-LARGEST_NUMBER, LARGEST_NUMBER)
+        self.noise_info = DimLabel()
+        self.noise_plot = NoisePlot()
+        self.iterations = NumberBox(0, MAX_ITERATIONS, is_whole=True, start=20)
+        self.denoised = QCheckBox("Denoised")
+        self.residual = QCheckBox("Residual")
+        self.diffusivity = QCheckBox("Diffusivity")
+        self.advanced_button = QPushButton()
+        self.advanced_button.setCheckable(True)
+        # A heading that opens, not a button that stays pressed.
+        self.advanced_button.setStyleSheet(
+            "QPushButton { text-align: left; padding: 4px 0px; }"
+            "QPushButton, QPushButton:checked { background: transparent; }"
+        )
+        self.advanced = QWidget()
+        tiny = 1 / LARGEST_NUMBER
+        self.contrast = NumberBox(tiny, LARGEST_NUMBER)
+        self.function = Choice(FUNCTION_TITLES)
+        self.scheme = Choice(SCHEME_TITLES)
+        self.tau = NumberBox(tiny, LARGEST_NUMBER, start=0.25)
+        self.stopping_time = NumberBox(tiny, LARGEST_NUMBER, start=5)
+        self.presmooth_sigma = NumberBox(0.0, 50.0, start=0.5)
+        self.noise_scope = Choice(SCOPE_TITLES)
+        self.device = Choice(DEVICE_TITLES)
+        self.tile = NumberBox(SMALLEST_TILE, LARGEST_TILE, is_whole=True, start=512)
+
+    def _lay_out(self) -> None:
+        noise_row = QHBoxLayout()
+        noise_row.setContentsMargins(0, 0, 0, 0)
+        noise_row.setSpacing(6)
+        noise_row.addWidget(self.noise_kind, 1)
+        noise_row.addWidget(self.estimate_button)
+        outputs = QHBoxLayout()
+        outputs.setContentsMargins(0, 0, 0, 0)
+        outputs.setSpacing(12)
+        for box in (self.denoised, self.residual, self.diffusivity):
+            outputs.addWidget(box)
+        outputs.addStretch()
+
+        self._rows = _form_layout()
+        self._rows.setContentsMargins(0, 0, 0, 0)
+        self._rows.addRow("Layer", self.layer)
+        self._rows.addRow(self.layer_info)
+        self._rows.addRow("Model", self.model)
+        self._rows.addRow(self.model_info)
+        self._rows.addRow("Noise", noise_row)
+        self._rows.addRow("Level", self.noise_sigma)
+        self._rows.addRow("Gain", self.gain)
+        self._rows.addRow("Offset", self.offset)
+        self._rows.addRow(self.noise_info)
+        self._rows.addRow(self.noise_plot)
+        self._rows.addRow("Iterations", self.iterations)
+        self._rows.addRow(QLabel("Layers to show"))
+        self._rows.addRow(outputs)
+
+        self._advanced_rows = _form_layout()
+        self._advanced_rows.setContentsMargins(10, 0, 0, 0)
+        self._advanced_rows.addRow("Contrast K", self.contrast)
+        self._advanced_rows.addRow("Function", self.function)
+        self._advanced_rows.addRow("Scheme", self.scheme)
+        self._advanced_rows.addRow("Time step", self.tau)
+        self._advanced_rows.addRow("Stopping time", self.stopping_time)
+        self._advanced_rows.addRow("Presmoothing", self.presmooth_sigma)
+        self._advanced_rows.addRow("Noise of", self.noise_scope)
+        self._advanced_rows.addRow("Device", self.device)
+        self._advanced_rows.addRow("Tile size", self.tile)
+        self.advanced.setLayout(self._advanced_rows)
+
+        column = QVBoxLayout(self)
+        column.setContentsMargins(8, 6, 8, 6)
+        column.setSpacing(6)
+        column.addLayout(self._rows)
+        column.addWidget(self.advanced_button)
+        column.addWidget(self.advanced)
+        column.addStretch()
+        self._on_advanced_toggled(False)
+
+    def _explain(self) -> None:
+        """Tooltips, each with the unit, on the control and on its label."""
+        automatic = "Empty: automatic, chosen from the data."
+        tips = {
+            self.layer: "The image layer to denoise. It is never changed.",
+            self.model: "How the diffusivity, which decides where is smoothed, is computed.",
+            self.noise_kind: (
+                "What the noise is like.\nAutomatic: found from the data.\nGaussian: equally "
+                "strong everywhere (MRI, CT).\nPoisson–Gaussian: grows with the intensity "
+                "(photon counts)."
+            ),
+            self.estimate_button: "Find the noise model from the layer's data.",
+            self.noise_sigma: (
+                f"Standard deviation of the noise, in layer units; 0 is no noise.\n{automatic}"
+            ),
+            self.gain: f"Layer units per photon or electron: variance = gain · u + offset."
+            f"\n{automatic}",
+            self.offset: (
+                "Noise variance at intensity 0, in squared layer units; may be negative where the "
+                "detector adds a pedestal.\nEmpty: 0."
+            ),
+            self.iterations: f"Number of diffusion steps.\n{automatic}",
+            self.denoised: "Show the result as a layer.",
+            self.residual: (
+                "Show input minus result, in layer units: it should look like noise and nothing "
+                "else."
+            ),
+            self.diffusivity: (
+                "Show the diffusivity of the last iteration, without unit: 1 where it smoothed "
+                "freely, 0 across edges."
+            ),
+            self.contrast: (
+                "Contrast parameter K, in standard deviations of the noise: steeper edges are "
+                f"kept.\n{automatic}"
+            ),
+            self.function: "Diffusivity as a function of s, the squared gradient.",
+            self.scheme: (
+                "Explicit Euler keeps every guarantee. Fast explicit diffusion reaches a long "
+                "stopping time in few steps, but may leave the input's range in between."
+            ),
+            self.tau: f"Time step of the explicit scheme, in squared pixels.\n{automatic}",
+            self.stopping_time: f"Diffusion time in all, in squared pixels.\n{automatic}",
+            self.presmooth_sigma: (
+                "Standard deviation of the Gaussian that smooths what the diffusivity looks at, "
+                f"in pixels; 0 is none.\n{automatic}"
+            ),
+            self.noise_scope: (
+                "For what one noise model is estimated. Automatic: for each slice, where the "
+                "slices differ clearly in their noise."
+            ),
+            self.device: "Where to compute. Automatic: the fastest that is there.",
+            self.tile: (
+                "Edge length of the tiles that large slices are cut into, in pixels. The result "
+                "doesn't depend on it.\nEmpty: as large as the memory allows."
+            ),
+        }
+        for control, tip in tips.items():
+            control.setToolTip(tip)
+            for rows in (self._rows, self._advanced_rows):
+                label = rows.labelForField(control)
+                if label is not None:
+                    label.setToolTip(tip)
+        for at in range(self.model.count()):
+            card = self._cards[self.model.itemData(at)]
+            self.model.setItemData(at, card.summary, Qt.ItemDataRole.ToolTipRole)
+        self.noise_plot.setToolTip(
+            "Dots: noise measured in the image, larger where more of the image stands behind it. "
+            "Line: the noise model in use."
+        )
+
+    def _connect(self) -> None:
+        self.estimate_button.clicked.connect(self.estimate_clicked)
+        self.advanced_button.toggled.connect(self._on_advanced_toggled)
+        for choice in (self.model, self.noise_kind, self.scheme):
+            choice.currentIndexChanged.connect(self._on_kind_changed)
+        for choice in (self.layer, self.function, self.noise_scope, self.device):
+            choice.currentIndexChanged.connect(self._on_edited)
+        for box in (self.noise_sigma, self.gain, self.offset):
+            box.changed.connect(self._on_noise_edited)
+        for box in (
+            self.iterations,
+            self.contrast,
+            self.tau,
+            self.stopping_time,
+            self.presmooth_sigma,
+            self.tile,
+        ):
+            box.changed.connect(self._on_edited)
+        for check in (self.denoised, self.residual, self.diffusivity):
+            check.toggled.connect(self._on_edited)
+
+    # --- values -----------------------------------------------------------------------------------
+
+    def values(self) -> FormValues:
+        """What the controls say."""
+        return FormValues(
+            model=self.model.key(),
+            noise_kind=self.noise_kind.key(),
+            noise_scope=self.noise_scope.key(),
+            noise_sigma=self.noise_sigma.value(),
+            gain=self.gain.value(),
+            offset=self.offset.value(),
+            iterations=self.iterations.whole_value(),
+            contrast=self.contrast.value(),
+            function=self.function.key(),
+            scheme=self.scheme.key(),
+            tau=self.tau.value(),
+            stopping_time=self.stopping_time.value(),
+            presmooth_sigma=self.presmooth_sigma.value(),
+            device=self.device.key(),
+            tile=self.tile.whole_value(),
+            outputs=Outputs(
+                self.denoised.isChecked(),
+                self.residual.isChecked(),
+                self.diffusivity.isChecked(),
+            ),
+        )
+
+    def set_values(self, values: FormValues) -> None:
+        """Fill the controls."""
+        with self._updating():
+            self.model.set_key(values.model)
+            self.noise_kind.set_key(values.noise_kind)
+            self.noise_scope.set_key(values.noise_scope)
+            self.noise_sigma.set_value(values.noise_sigma)
+            self.gain.set_value(values.gain)
+            self.offset.set_value(values.offset)
+            self.iterations.set_value(values.iterations)
+            self.contrast.set_value(values.contrast)
+            self.function.set_key(values.function)
+            self.scheme.set_key(values.scheme)
+            self.tau.set_value(values.tau)
+            self.stopping_time.set_value(values.stopping_time)
+            self.presmooth_sigma.set_value(values.presmooth_sigma)
+            self.device.set_key(values.device)
+            self.tile.set_value(values.tile)
+            self.denoised.setChecked(values.outputs.denoised)
+            self.residual.setChecked(values.outputs.residual)
+            self.diffusivity.setChecked(values.outputs.diffusivity)
+
+    def set_layers(self, names: dict[Any, str], chosen: Any) -> None:
+        """List the layers that can be chosen, by their ids.
+
+        The choice stays where it can; else it becomes ``chosen``.
+        """
+        before = self.layer.key()
+        with self._updating():
+            self.layer.clear()
+            for layer_id, name in names.items():
+                self.layer.addItem(name, layer_id)
+            self.layer.set_key(before if before in names else chosen)
+        if self.layer.key() != before:
+            self._on_edited()
+
+    # --- what has been found out ------------------------------------------------------------------
+
+    def show_layer(self, description: str, unit: str, *, is_problem: bool = False) -> None:
+        """Describe the chosen layer, and state the unit of its intensities with the noise."""
+        self._unit = unit
+        if is_problem:
+            self.layer_info.show_error(description)
+        else:
+            self.layer_info.show_text(description)
+        squared = f"{unit}²" if unit else ""
+        for box, name, of in (
+            (self.noise_sigma, "Level", unit),
+            (self.gain, "Gain", unit),
+            (self.offset, "Offset", squared),
+        ):
+            label = self._rows.labelForField(box)
+            if isinstance(label, QLabel):
+                label.setText(f"{name} ({of})" if of else name)
+        self.noise_plot.set_unit(unit)
+        self._show_noise()
+
+    def show_findings(self, estimate: NoiseEstimate | None, config: DiffusionConfig | None) -> None:
+        """Show the noise that was estimated, and what each automatic setting has become.
+
+        Parameters
+        ----------
+        estimate
+            Of the noise; ``None`` if there is none.
+        config
+            The settings with nothing left automatic; ``None`` while that isn't known.
+        """
+        self._estimate = estimate
+        self._show_automatic(config)
+        self._show_noise()
+
+    def adopt_estimate(self, estimate: NoiseEstimate) -> None:
+        """Fill the boxes that are shown with the noise that the user has asked to estimate."""
+        with self._updating():
+            kind, model = self.noise_kind.key(), estimate.model
+            if kind == "gaussian" and isinstance(model, Gaussian):
+                self.noise_sigma.set_value(float(f"{model.noise_sigma:.4g}"))
+            elif kind == "poisson-gaussian" and isinstance(model, PoissonGaussian):
+                self.gain.set_value(float(f"{model.gain:.4g}"))
+                self.offset.set_value(float(f"{model.offset:.4g}"))
+        self._on_edited()
+
+    def _show_automatic(self, config: DiffusionConfig | None) -> None:
+        noise = config.noise if config is not None else None
+        gaussian = noise if isinstance(noise, Gaussian) else None
+        poisson = noise if isinstance(noise, PoissonGaussian) else None
+        self.noise_sigma.show_automatic(gaussian.noise_sigma if gaussian else None)
+        self.gain.show_automatic(poisson.gain if poisson else None)
+        self.offset.show_automatic(poisson.offset if poisson else None)
+        for box, value in (
+            (self.iterations, config.iterations if config else None),
+            (self.contrast, config.contrast if config else None),
+            (self.tau, config.tau if config else None),
+            (self.stopping_time, config.stopping_time if config else None),
+            (self.presmooth_sigma, config.presmooth_sigma if config else None),
+        ):
+            box.show_automatic(value)
+
+    def set_colours(self, theme: dict[str, str]) -> None:
+        """Follow napari's theme: its colours by name, as CSS."""
+        self.noise_plot.set_colours(
+            theme["background"], theme["text"], theme["text"], theme["current"]
+        )
+
+    def _show_noise(self) -> None:
+        estimate, values = self._estimate, self.values()
+        given = values.noise()
+        text = ""
+        if given is not None:
+            text = given.describe(self._unit)
+        elif estimate is not None:
+            # The message begins with the model too, but without its unit.
+            rest = estimate.message.removeprefix(estimate.model.describe()).lstrip(" :.;")
+            text = f"{estimate.model.describe(self._unit)}\nConfidence {estimate.confidence:.0%}"
+            text += f": {rest}" if rest else "."
+        self.noise_info.show_text(text)
+        model = given or (estimate.model if estimate else None)
+        curve = estimate.curve if estimate else None
+        has_curve = curve is not None and len(curve.intensity) > 0
+        self.noise_plot.show_noise(curve, model)
+        self._rows.setRowVisible(self.noise_plot, has_curve)
+
+    # --- reactions --------------------------------------------------------------------------------
+
+    @contextmanager
+    def _updating(self) -> Iterator[None]:
+        """Change controls without taking it for the user's doing."""
+        before, self._is_updating = self._is_updating, True
+        try:
+            yield
+        finally:
+            self._is_updating = before
+
+    def _on_edited(self) -> None:
+        if not self._is_updating:
+            self.changed.emit()
+
+    def _on_noise_edited(self) -> None:
+        if not self._is_updating:
+            self._show_noise()
+            self.changed.emit()
+
+    def _on_kind_changed(self) -> None:
+        """Show the controls that apply to the model, the noise and the scheme."""
+        values = self.values()
+        self._rows.setRowVisible(self.noise_sigma, values.noise_kind == "gaussian")
+        self._rows.setRowVisible(self.gain, values.noise_kind == "poisson-gaussian")
+        self._rows.setRowVisible(self.offset, values.noise_kind == "poisson-gaussian")
+        classical = values.is_classical
+        fed = classical and values.scheme == "fed"
+        for control in (self.contrast, self.function, self.scheme, self.presmooth_sigma):
+            self._advanced_rows.setRowVisible(control, classical)
+        self._advanced_rows.setRowVisible(self.tau, not fed)
+        self._advanced_rows.setRowVisible(self.stopping_time, fed)
+        self.model_info.show_text(self._cards[values.model].summary)
+        self._show_noise()
+        self._on_edited()
+
+    def _on_advanced_toggled(self, is_open: bool) -> None:
+        self.advanced_button.setText("▾  Advanced" if is_open else "▸  Advanced")
+        self.advanced.setVisible(is_open)
+
+
+def _form_layout() -> QFormLayout:
+    rows = QFormLayout()
+    rows.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+    rows.setLabelAlignment(Qt.AlignmentFlag.AlignLeft)
+    rows.setHorizontalSpacing(10)
+    rows.setVerticalSpacing(5)
+    return rows

@@ -1,0 +1,113 @@
+"""A small plot of the noise against the intensity: what was measured, and the model in use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyqtgraph as pg
+from qtpy.QtCore import Qt
+from qtpy.QtGui import QColor
+from qtpy.QtWidgets import QFrame, QWidget
+
+if TYPE_CHECKING:
+    from napari_learned_diffusion.core.noise import NoiseModel
+    from napari_learned_diffusion.core.noise_estimation import NoiseCurve
+
+HEIGHT = 128
+"""Of the plot, in pixels: enough to tell a line from a constant."""
+
+LARGEST_POINT, SMALLEST_POINT = 9.0, 4.0
+"""Diameters in pixels; a point's area grows with the number of image blocks behind it."""
+
+
+class NoisePlot(pg.GraphicsView):  # type: ignore[misc]
+    """Noise against intensity.
+
+    It is put together from pyqtgraph's parts, for a ready-made plot makes seven menus that live
+    on as windows of their own.
+
+    Parameters
+    ----------
+    parent
+        Who owns it.
+    """
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        self.setFixedHeight(HEIGHT)
+        self.setFrameShape(QFrame.Shape.NoFrame)
+        # Wheel and drag belong to the scroll area around the plot.
+        self.setAttribute(Qt.WidgetAttribute.WA_TransparentForMouseEvents)
+        self._box = pg.ViewBox(enableMenu=False, enableMouse=False)
+        self._axes = {side: pg.AxisItem(side) for side in ("left", "bottom")}
+        layout = pg.GraphicsLayout()
+        layout.setContentsMargins(0, 4, 6, 0)
+        layout.setSpacing(0)
+        layout.addItem(self._axes["left"], 0, 0)
+        layout.addItem(self._box, 0, 1)
+        layout.addItem(self._axes["bottom"], 1, 1)
+        self.setCentralItem(layout)
+        for axis in self._axes.values():
+            axis.linkToView(self._box)
+            axis.setStyle(tickLength=-4, tickTextOffset=3, maxTickLevel=0)
+            axis.enableAutoSIPrefix(False)
+        self._line = pg.PlotCurveItem()
+        self._points = pg.ScatterPlotItem()
+        self._box.addItem(self._line)
+        self._box.addItem(self._points)
+        self.set_unit("")
+
+    def set_unit(self, unit: str) -> None:
+        """Label both axes with the unit of the intensities."""
+        suffix = f" ({unit})" if unit else ""
+        self._axes["bottom"].setLabel(f"intensity{suffix}")
+        self._axes["left"].setLabel("noise")
+
+    def show_noise(self, curve: NoiseCurve | None, model: NoiseModel | None) -> None:
+        """Draw measured points, the standard deviation that a model predicts, or both.
+
+        Parameters
+        ----------
+        curve
+            Measurements; ``None`` for none.
+        model
+            The noise model in use, drawn over the range of the measurements.
+        """
+        self._curve, self._model = curve, model
+        if curve is None or len(curve.intensity) == 0:
+            self._points.clear()
+            self._line.setData([], [])
+            return
+        share = np.sqrt(curve.weight / max(float(np.max(curve.weight)), 1e-300))
+        size = SMALLEST_POINT + (LARGEST_POINT - SMALLEST_POINT) * share
+        self._points.setData(x=curve.intensity, y=curve.noise_sigma, size=size)
+        top = float(np.max(curve.noise_sigma))
+        if model is None:
+            self._line.setData([], [])
+        else:
+            low, high = float(np.min(curve.intensity)), float(np.max(curve.intensity))
+            margin = 0.05 * (high - low) or 1.0
+            u = np.linspace(low - margin, high + margin, 200)
+            sigma = np.sqrt(model.variance(u))
+            self._line.setData(u, sigma)
+            top = max(top, float(np.max(sigma)))
+        # From 0, so that a nearly constant noise looks nearly constant.
+        self._box.setYRange(0.0, (1.15 * top) or 1.0, padding=0)
+
+    def set_colours(self, background: str, text: str, points: str, line: str) -> None:
+        """Follow napari's theme; all are CSS colours."""
+        self.setBackground(pg.mkColor(_rgb(background)))
+        for axis in self._axes.values():
+            axis.setPen(pg.mkPen(_rgb(text), width=1))
+            axis.setTextPen(pg.mkPen(_rgb(text)))
+        self._points.setBrush(pg.mkBrush(_rgb(points)))
+        self._points.setPen(pg.mkPen(None))
+        self._line.setPen(pg.mkPen(_rgb(line), width=2))
+
+
+def _rgb(colour: str) -> QColor:
+    """A colour as napari's themes write it, ``rgb(1, 2, 3)``."""
+    if colour.startswith("rgb("):
+        return QColor(*(int(part) for part in colour[4:-1].split(",")))
+    return QColor(colour)

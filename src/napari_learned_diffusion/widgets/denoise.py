@@ -1,0 +1,703 @@
+"""The Denoise widget: a form, a live preview, and runs over a slice or a stack."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable
+from contextlib import suppress
+from dataclasses import asdict, fields
+from functools import partial
+from importlib.metadata import version
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from napari.layers import Image, Labels, Layer
+from napari.utils.notifications import show_error
+from napari.utils.theme import get_theme
+from numpy.typing import NDArray
+from qtpy.QtCore import QEvent, Qt, QTimer
+from qtpy.QtGui import QHideEvent
+from qtpy.QtWidgets import (
+    QApplication,
+    QCheckBox,
+    QFrame,
+    QHBoxLayout,
+    QLabel,
+    QProgressBar,
+    QPushButton,
+    QScrollArea,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_learned_diffusion.core.errors import LearnedDiffusionError
+from napari_learned_diffusion.recipe import as_python, as_shell
+from napari_learned_diffusion.widgets import _tasks
+from napari_learned_diffusion.widgets._controls import DiffusionForm, StatusLabel
+from napari_learned_diffusion.widgets._form import Findings, Request, make_request
+from napari_learned_diffusion.widgets._layers import (
+    MARK,
+    Placement,
+    Source,
+    find_layer,
+    find_result,
+    mark_of,
+    read,
+)
+from napari_learned_diffusion.widgets._runner import Runner
+
+if TYPE_CHECKING:
+    from napari.viewer import Viewer
+
+    from napari_learned_diffusion.config import DiffusionConfig
+    from napari_learned_diffusion.jobs.progress import Progress
+    from napari_learned_diffusion.widgets._tasks import Answer, Estimate
+
+PREVIEW_DELAY = 120
+"""Milliseconds without a change after which the preview is computed anew."""
+
+FORM_WIDTH = 340
+"""Of the form and its scroll bar, in pixels, at least: what its widest row takes."""
+
+RESIDUAL_COLORMAP = "PiYG"
+RESIDUAL_LIMIT = 4.0
+"""Of the residual's contrast, in standard deviations of the noise."""
+
+DIFFUSIVITY_COLORMAP = "inferno"
+
+STACKING_ORDER = ("diffusivity", "residual", "denoised", "preview")
+"""Results from the lowest layer to the highest: what is looked at first is on top."""
+
+PACKAGES = ("napari-learned-diffusion", "napari", "numpy", "torch")
+"""Packages whose versions a result notes down."""
+
+_log = logging.getLogger(__name__)
+
+
+class DenoiseWidget(QWidget):
+    """Denoise an image layer by diffusion.
+
+    Parameters
+    ----------
+    napari_viewer
+        The viewer whose layers are denoised.
+    load_jobs
+        Returns the module of the jobs; called in a worker, for importing it imports torch.
+    """
+
+    def __init__(
+        self, napari_viewer: Viewer, load_jobs: Callable[[], Any] = _tasks.load_jobs
+    ) -> None:
+        super().__init__()
+        self._viewer = napari_viewer
+        self._load_jobs = load_jobs
+        self._findings = Findings()
+        self._watched: list[Layer] = []
+        self._source: Source | None = None
+        self._preview_id: Hashable = None
+
+        # Of the run that is on: what was asked, and what has to be undone if it doesn't end well.
+        self._request: Request | None = None
+        self._out: NDArray[Any] | None = None
+        self._replaced: Any = None
+        self._reason = ""
+
+        self._run = Runner(self, in_activity_dock=True)
+        self._preview = Runner(self)
+        self._estimation = Runner(self)
+        self._runners = (self._run, self._preview, self._estimation)
+        self._preview_timer = QTimer(self)
+        self._preview_timer.setSingleShot(True)
+        self._preview_timer.setInterval(PREVIEW_DELAY)
+
+        self._make_controls()
+        self._lay_out()
+        self._connect()
+        self._on_theme()
+        self._on_layers()
+
+    # --- the window -------------------------------------------------------------------------------
+
+    def _make_controls(self) -> None:
+        self.form = DiffusionForm()
+        self.live_preview = QCheckBox("Live preview of the slice in view")
+        self.live_preview.setToolTip(
+            "Denoise the slice in view whenever the slider or a setting changes, into a layer of "
+            "its own that goes away with the preview."
+        )
+        self.slice_button = QPushButton("Denoise slice")
+        self.slice_button.setToolTip("Denoise the slice in view.")
+        self.stack_button = QPushButton("Denoise stack")
+        self.stack_button.setToolTip("Denoise every slice of the layer, one after the other.")
+        self.progress_bar = QProgressBar()
+        self.cancel_button = QPushButton("Cancel")
+        self.cancel_button.setToolTip("Stop at once. All layers stay as they were before the run.")
+        self.status = StatusLabel()
+        self.python_button = QPushButton("Python")
+        self.python_button.setToolTip("Copy the settings as a Python call.")
+        self.shell_button = QPushButton("Shell")
+        self.shell_button.setToolTip("Copy the settings as a shell command.")
+
+    def _lay_out(self) -> None:
+        scroll = QScrollArea()
+        scroll.setWidget(self.form)
+        scroll.setWidgetResizable(True)
+        scroll.setFrameShape(QFrame.Shape.NoFrame)
+        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        scroll.setMinimumWidth(FORM_WIDTH)
+
+        runs = QHBoxLayout()
+        runs.addWidget(self.slice_button, 1)
+        runs.addWidget(self.stack_button, 1)
+        progress = QHBoxLayout()
+        progress.addWidget(self.progress_bar, 1)
+        progress.addWidget(self.cancel_button)
+        copy = QHBoxLayout()
+        copy.addWidget(QLabel("Copy settings as"))
+        copy.addWidget(self.python_button, 1)
+        copy.addWidget(self.shell_button, 1)
+
+        # Outside of the scroll area, so that the buttons are in sight however short the dock is.
+        foot = QVBoxLayout()
+        foot.setContentsMargins(8, 4, 8, 8)
+        foot.setSpacing(6)
+        foot.addWidget(self.live_preview)
+        foot.addLayout(runs)
+        foot.addLayout(progress)
+        foot.addWidget(self.status)
+        foot.addLayout(copy)
+
+        column = QVBoxLayout(self)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.setSpacing(0)
+        column.addWidget(scroll, 1)
+        column.addLayout(foot)
+
+    def _connect(self) -> None:
+        self.form.changed.connect(self._on_form)
+        self.form.estimate_clicked.connect(self.estimate)
+        self.live_preview.toggled.connect(self._on_live_preview)
+        self.slice_button.clicked.connect(self.denoise_slice)
+        self.stack_button.clicked.connect(self.denoise_stack)
+        self.cancel_button.clicked.connect(self.cancel)
+        self.python_button.clicked.connect(self.copy_as_python)
+        self.shell_button.clicked.connect(self.copy_as_shell)
+        self._preview_timer.timeout.connect(self._start_preview)
+
+        self._run.started.connect(self._on_run_started)
+        self._run.progressed.connect(self._on_run_progressed)
+        self._run.succeeded.connect(self._on_run_succeeded)
+        self._run.failed.connect(self._on_run_failed)
+        self._run.cancelled.connect(self._on_run_cancelled)
+        self._run.finished.connect(self._on_run_finished)
+        self._preview.succeeded.connect(self._on_preview_succeeded)
+        self._preview.failed.connect(self._on_preview_failed)
+        self._estimation.started.connect(self._update_buttons)
+        self._estimation.succeeded.connect(self._on_estimated)
+        self._estimation.failed.connect(self._on_estimation_failed)
+        self._estimation.finished.connect(self._update_buttons)
+
+        # napari keeps weak references to these methods, so a closed widget isn't kept alive.
+        layers, dims = self._viewer.layers.events, self._viewer.dims.events
+        layers.removed.connect(self._on_removed)
+        for event in (layers.inserted, layers.removed, layers.reordered):
+            event.connect(self._on_layers)
+        for event in (dims.current_step, dims.order, dims.ndisplay):
+            event.connect(self._on_view)
+        self._viewer.events.theme.connect(self._on_theme)
+        self.destroyed.connect(partial(_shut_down, self._runners))
+
+    @property
+    def is_working(self) -> bool:
+        """Whether a run, a preview or an estimate is on, or a preview about to start."""
+        return self._preview_timer.isActive() or not all(r.is_idle for r in self._runners)
+
+    def changeEvent(self, event: QEvent | None) -> None:
+        super().changeEvent(event)
+        if event is not None and event.type() == QEvent.Type.ParentChange and not self.parent():
+            # The dock was closed: napari lets go of the widget and leaves it to Python.
+            self._leave()
+
+    def hideEvent(self, event: QHideEvent | None) -> None:
+        super().hideEvent(event)
+        is_minimised = event is not None and event.spontaneous()
+        window = self.window()
+        if not is_minimised and (window is None or not window.isVisible()):
+            self._leave()
+
+    def _leave(self) -> None:
+        """Stop everything and leave no preview behind, because dock or window were closed."""
+        self.live_preview.setChecked(False)
+        for runner in self._runners:
+            runner.cancel()
+
+    def _on_theme(self) -> None:
+        theme = get_theme(self._viewer.theme)
+        colours = theme.to_rgb_dict()
+        self.form.set_colours(colours)
+        self.status.set_colours(theme.type == "dark")
+        self.form.layer_info.set_colours(theme.type == "dark")
+
+    # --- the chosen layer -------------------------------------------------------------------------
+
+    def _on_layers(self) -> None:
+        """List the layers anew; at first, the active one is chosen."""
+        layers = [
+            layer
+            for layer in self._viewer.layers
+            if isinstance(layer, Image | Labels) and layer.unique_id != self._preview_id
+        ]
+        self._watch(layers)
+        ids = [layer.unique_id for layer in layers]
+        active = self._viewer.layers.selection.active
+        if active is not None and active.unique_id in ids:
+            chosen: Hashable = active.unique_id
+        else:
+            chosen = ids[-1] if ids else None
+        self.form.set_layers(dict(zip(ids, (layer.name for layer in layers), strict=True)), chosen)
+        self._update_source()
+
+    def _watch(self, layers: list[Layer]) -> None:
+        for layer in self._watched:
+            layer.events.name.disconnect(self._on_layers)
+            layer.events.data.disconnect(self._on_data)
+        self._watched = layers
+        for layer in layers:
+            layer.events.name.connect(self._on_layers)
+            layer.events.data.connect(self._on_data)
+
+    def _on_removed(self, event: Any) -> None:
+        removed: Layer = event.value
+        if removed.unique_id == self._preview_id:
+            self._preview_id = None
+            self.live_preview.setChecked(False)
+        if self._request is None:
+            return
+        if removed.unique_id == self._request.source.layer_id or (
+            self._out is not None and removed.data is self._out
+        ):
+            self._cancel(f"Cancelled: the layer “{removed.name}” was removed.")
+
+    def _on_data(self, event: Any) -> None:
+        if event.source.unique_id == self.form.layer.key():
+            self._findings = Findings()
+            self._on_view()
+
+    def _on_view(self) -> None:
+        self._update_source()
+        self._ask_for_preview()
+
+    def _on_form(self) -> None:
+        self._update_source()
+        self._ask_for_preview()
+
+    def _update_source(self) -> None:
+        """Look at the chosen layer; say what it is, or why it can't be denoised."""
+        layer = find_layer(self._viewer.layers, self.form.layer.key())
+        self._source = None
+        if layer is None:
+            self.form.show_layer("Open an image first: File ▸ Open, or File ▸ Open Sample.", "")
+        else:
+            try:
+                source = read(layer, self._viewer.dims)
+            except LearnedDiffusionError as error:
+                self.form.show_layer(str(error), "", is_problem=True)
+            else:
+                self._source = source
+                text = "\n".join(filter(None, (source.describe(), source.slice_problem)))
+                self.form.show_layer(
+                    text, source.intensity_unit, is_problem=bool(source.slice_problem)
+                )
+        self._show_findings()
+        self._update_buttons()
+
+    def _show_findings(self) -> None:
+        """Say what *automatic* means, as far as that is known for the settings in the form."""
+        estimate = used = None
+        if self._source is not None:
+            with suppress(LearnedDiffusionError):
+                config = self.form.values().config()
+                estimate = self._findings.estimate(self._source, config)
+                used = self._findings.used(self._source, config)
+        self.form.show_findings(estimate, used)
+
+    def _update_buttons(self) -> None:
+        source = self._source
+        is_ready = source is not None and not self._run.is_busy and self.form.values().outputs.any
+        self.slice_button.setEnabled(is_ready and source is not None and not source.slice_problem)
+        self.stack_button.setEnabled(is_ready and source is not None and bool(source.other_axes))
+        self.form.estimate_button.setEnabled(source is not None and not self._estimation.is_busy)
+        self.cancel_button.setEnabled(self._run.is_busy)
+        self.python_button.setEnabled(source is not None)
+        self.shell_button.setEnabled(source is not None)
+
+    def _make_request(self) -> Request | None:
+        """Freeze form and layer; ``None``, with the reason in the status line, if that fails."""
+        self._update_source()
+        if self._source is None:
+            return None
+        try:
+            return make_request(self.form.values(), self._source, self._findings)
+        except LearnedDiffusionError as error:
+            self.status.show_error(str(error))
+            return None
+
+    # --- a run ------------------------------------------------------------------------------------
+
+    def denoise_slice(self) -> None:
+        """Denoise the slice in view into a layer that lies on this slice."""
+        request = self._make_request()
+        if request is None or self._run.is_busy:
+            return
+        if request.source.slice_problem:
+            self.status.show_error(request.source.slice_problem)
+            return
+        self._request = request
+        self._run.submit(
+            partial(_tasks.denoise_slice, request, self._load_jobs),
+            f"Denoising a slice of {request.source.name}",
+        )
+
+    def denoise_stack(self) -> None:
+        """Denoise all slices into a layer that fills up while it runs."""
+        request = self._make_request()
+        if request is None or self._run.is_busy:
+            return
+        source = request.source
+        try:
+            out = np.zeros(source.data.shape, source.data.dtype)
+        except MemoryError:
+            self._fail(
+                f"There is too little memory for the result of “{source.name}”. Denoise the file "
+                "from the shell instead, which writes slice by slice: Copy settings as Shell."
+            )
+            return
+        self._request, self._out = request, out
+        if request.outputs.denoised:
+            self._show_unfinished(source, out)
+        self._run.submit(
+            partial(_tasks.denoise_stack, request, out, self._load_jobs),
+            f"Denoising {source.name}",
+        )
+
+    def cancel(self) -> None:
+        """Stop the run; all layers become what they were before."""
+        self._cancel("Cancelled. All layers are as they were before.")
+
+    def _cancel(self, reason: str) -> None:
+        self._reason = reason
+        self._run.cancel()
+        self.cancel_button.setEnabled(False)
+
+    def _on_run_started(self) -> None:
+        self._preview_timer.stop()
+        self._preview.cancel()
+        self.progress_bar.setRange(0, 0)
+        self.status.show_text("Preparing …")
+        self._update_buttons()
+
+    def _on_run_progressed(self, progress: Progress, planes: list[tuple[int, ...]]) -> None:
+        # A bar of Qt counts in 32 bits; a big stack has more steps than that.
+        self.progress_bar.setRange(0, 1000)
+        self.progress_bar.setValue(1000 * progress.done // max(1, progress.total))
+        self.status.show_text(f"{progress.message} …")
+        request = self._request
+        if not planes or self._out is None or request is None:
+            return
+        layer = find_result(self._viewer.layers, request.source, "denoised")
+        if layer is not None:
+            layer.refresh(thumbnail=False, highlight=False, extent=False)
+
+    def _on_run_succeeded(self, answer: Answer) -> None:
+        self._findings.add(answer.request, answer.whole, answer.used)
+        self._show_answer(answer)
+        self._out = self._replaced = None
+        report = answer.report
+        source = answer.request.source
+        lines = [report.summary(source.intensity_unit), *report.messages]
+        self.status.show_text("\n".join(lines))
+
+    def _on_run_failed(self, error: Exception) -> None:
+        self._roll_back()
+        self._fail(_explain(error))
+
+    def _on_run_cancelled(self) -> None:
+        self._roll_back()
+        self.status.show_text(self._reason or "Cancelled.")
+
+    def _on_run_finished(self) -> None:
+        self._request = self._out = self._replaced = None
+        self._reason = ""
+        self.progress_bar.reset()
+        self.progress_bar.setRange(0, 1000)
+        self._update_source()
+        self._ask_for_preview()
+
+    def _fail(self, message: str) -> None:
+        self.status.show_error(message)
+        show_error(message)
+
+    # --- the layers that a run makes --------------------------------------------------------------
+
+    def _show_unfinished(self, source: Source, out: NDArray[Any]) -> None:
+        """Put the array that is being filled on display."""
+        layer = find_result(self._viewer.layers, source, "denoised")
+        self._replaced = None if layer is None else layer.data
+        self._show(source, "denoised", out, source.placement, source.display, {})
+
+    def _roll_back(self) -> None:
+        """Undo `_show_unfinished`."""
+        request, out, replaced = self._request, self._out, self._replaced
+        self._out = self._replaced = None
+        if request is None or out is None:
+            return
+        layer = find_result(self._viewer.layers, request.source, "denoised")
+        if layer is None or layer.data is not out:
+            return
+        if replaced is None:
+            self._viewer.layers.remove(layer)
+        else:
+            layer.data = replaced
+
+    def _show_answer(self, answer: Answer) -> None:
+        request = answer.request
+        source = request.source
+        is_whole = self._out is not None
+        place = source.placement if is_whole else source.slice_placement()
+        details = _details(answer, None if is_whole else source.index)
+
+        def show(name: str, array: Any, look: dict[str, Any], is_selected: bool) -> None:
+            role, data = name, array
+            if not is_whole:
+                role, data = f"{name} (slice)", source.as_slice_of_layer(array)
+            self._show(source, role, data, place, look, details, is_selected=is_selected)
+
+        is_alone = not request.outputs.denoised
+        if answer.diffusivity is not None:
+            look = {"colormap": DIFFUSIVITY_COLORMAP, "contrast_limits": (0.0, 1.0)}
+            show("diffusivity", answer.diffusivity, look, is_alone)
+        if answer.residual is not None:
+            limit = RESIDUAL_LIMIT * answer.report.noise_before
+            limit = limit if np.isfinite(limit) and limit > 0 else 1.0
+            look = {"colormap": RESIDUAL_COLORMAP, "contrast_limits": (-limit, limit)}
+            show("residual", answer.residual, look, is_alone)
+        if request.outputs.denoised:
+            show("denoised", answer.denoised, source.display, True)
+
+    def _show(
+        self,
+        source: Source,
+        role: str,
+        data: Any,
+        place: Placement,
+        look: dict[str, Any],
+        details: dict[str, Any],
+        *,
+        is_selected: bool = True,
+    ) -> None:
+        """Update the layer that an earlier run has made, or add one."""
+        mark = {"role": role, "source_id": str(source.layer_id), "source": source.name, **details}
+        metadata = {**source.metadata, MARK: mark}
+        layers = self._viewer.layers
+        layer = find_result(layers, source, role)
+        if layer is not None and layer.ndim != data.ndim:
+            layers.remove(layer)
+            layer = None
+        if layer is None:
+            layer = Image(
+                data, name=f"{source.name} {role}", metadata=metadata, **place.keywords(), **look
+            )
+            if look is source.display:
+                layer.contrast_limits_range = source.contrast_limits_range
+                layer.contrast_limits = source.display["contrast_limits"]
+            active = layers.selection.active
+            layers.insert(self._position(source, role), layer)
+            if not is_selected:
+                layers.selection.active = active
+        else:
+            # Name, colours and contrast stay as the user has set them since.
+            layer.metadata = metadata
+            place.apply(layer)
+            if layer.data is not data:
+                layer.data = data
+            else:
+                layer.refresh()
+
+    def _position(self, source: Source, role: str) -> int:
+        """Index in the layer list: above the source, and among its results in a fixed order."""
+        rank = STACKING_ORDER.index(role.split()[0])
+        position = 0
+        for at, layer in enumerate(self._viewer.layers):
+            mark = mark_of(layer)
+            is_below = (
+                mark.get("source_id") == str(source.layer_id)
+                and STACKING_ORDER.index(mark["role"].split()[0]) <= rank
+            )
+            if layer.unique_id == source.layer_id or is_below:
+                position = at + 1
+        return position
+
+    # --- the live preview -------------------------------------------------------------------------
+
+    def _on_live_preview(self, is_on: bool) -> None:
+        if is_on:
+            self._ask_for_preview()
+        else:
+            self._preview_timer.stop()
+            self._preview.cancel()
+            self._remove_preview()
+
+    def _ask_for_preview(self) -> None:
+        if self.live_preview.isChecked():
+            # What is being computed is stale already; its time is better spent on the next one.
+            self._preview.cancel()
+            self._preview_timer.start()
+
+    def _start_preview(self) -> None:
+        if not self.live_preview.isChecked() or self._run.is_busy:
+            return  # the end of the run asks again
+        request = self._make_request()
+        if request is None or request.source.slice_problem:
+            self._remove_preview()
+            return
+        self._preview.submit(
+            partial(_tasks.denoise_slice, request, self._load_jobs, measure=False), "Live preview"
+        )
+
+    def _on_preview_succeeded(self, answer: Answer) -> None:
+        source = answer.request.source
+        self._findings.add(answer.request, answer.whole, answer.used)
+        self._show_findings()
+        layers = self._viewer.layers
+        layer = find_layer(layers, self._preview_id) if self._preview_id is not None else None
+        data, place = source.as_slice_of_layer(answer.denoised), source.slice_placement()
+        mark = {"role": "preview", "source_id": str(source.layer_id), "source": source.name}
+        if layer is not None and (
+            mark_of(layer).get("source_id") != mark["source_id"] or layer.ndim != data.ndim
+        ):
+            self._remove_preview()
+            layer = None
+        if layer is None:
+            layer = Image(
+                data,
+                name=f"{source.name} preview",
+                metadata={MARK: mark},
+                **place.keywords(),
+                **source.display,
+            )
+            self._preview_id = layer.unique_id
+            active = layers.selection.active
+            layers.insert(self._position(source, "preview"), layer)
+            layers.selection.active = active
+        else:
+            place.apply(layer)
+            layer.data = data
+        summary = answer.report.summary(source.intensity_unit)
+        self.status.show_text("\n".join([f"Preview: {summary}", *answer.report.messages]))
+
+    def _on_preview_failed(self, error: Exception) -> None:
+        # In the widget only: with a popup for each position of the slider nobody could work.
+        self._remove_preview()
+        self.status.show_error(_explain(error))
+
+    def _remove_preview(self) -> None:
+        layer_id, self._preview_id = self._preview_id, None
+        layer = None if layer_id is None else find_layer(self._viewer.layers, layer_id)
+        if layer is not None:
+            self._viewer.layers.remove(layer)
+
+    # --- estimating the noise ---------------------------------------------------------------------
+
+    def estimate(self) -> None:
+        """Estimate the noise of the layer, of the kind that is chosen."""
+        source = self._source
+        if source is None:
+            return
+        values = self.form.values()
+        self.status.show_text("Estimating the noise …")
+        request = make_request(values.with_automatic_noise(), source, Findings())
+        self._estimation.submit(
+            partial(_tasks.estimate, request, self._load_jobs), "Estimating the noise"
+        )
+
+    def _on_estimated(self, estimated: Estimate) -> None:
+        request, prepared = estimated.request, estimated.prepared
+        self._findings.add(request, prepared, prepared)
+        self.status.show_text("")
+        is_same = (
+            self._source is not None
+            and self._source.layer_id == request.source.layer_id
+            and self.form.values().noise_kind == request.config.noise_kind
+        )
+        if is_same and prepared.estimate is not None:
+            self.form.adopt_estimate(prepared.estimate)
+        self._show_findings()
+
+    def _on_estimation_failed(self, error: Exception) -> None:
+        self._fail(_explain(error))
+
+    # --- copying ----------------------------------------------------------------------------------
+
+    def copy_as_python(self) -> None:
+        """Put the settings on the clipboard, as a Python call."""
+        request = self._make_request()
+        if request is not None:
+            source = request.source
+            first, second = (axis - source.data.ndim for axis in source.plane_axes)
+            text = as_python(
+                request.config,
+                f"viewer.layers[{source.name!r}].data",
+                axes=(first, second),
+                spacing=source.spacing,
+                tiling=request.tiling,
+            )
+            self._copy(text, "a Python call")
+
+    def copy_as_shell(self) -> None:
+        """Put the settings on the clipboard, as a shell command."""
+        request = self._make_request()
+        if request is not None:
+            path = PurePath(request.source.path or "image.tif")
+            target = path.with_name(f"{path.stem}_denoised.tif")
+            text = as_shell(request.config, str(path), str(target), tiling=request.tiling)
+            letters = request.source.plane_letters
+            self._copy(f"{text} --plane={letters}" if letters else text, "a shell command")
+
+    def _copy(self, text: str, what: str) -> None:
+        clipboard = QApplication.clipboard()
+        if clipboard is not None:
+            clipboard.setText(text)
+            self.status.show_text(f"Copied the settings as {what}.")
+
+
+def _shut_down(runners: tuple[Runner, ...], *_: object) -> None:
+    for runner in runners:
+        runner.shut_down()
+
+
+def _explain(error: Exception) -> str:
+    """An error in words; of one that isn't ours the log gets the traceback."""
+    if isinstance(error, LearnedDiffusionError):
+        return str(error)
+    _log.error("A job has failed.", exc_info=error)
+    return f"Something went wrong: {type(error).__name__}: {error}"
+
+
+def _details(answer: Answer, index: tuple[int, ...] | None) -> dict[str, Any]:
+    """How a result came about, for its metadata: plain values that any writer can keep."""
+    config = answer.used.config
+    details: dict[str, Any] = {
+        "model": config.model,
+        "settings": _settings(config),
+        "noise": config.noise.to_dict() if config.noise is not None else None,
+        "report": asdict(answer.report),
+        "versions": {package: version(package) for package in PACKAGES},
+    }
+    if index:
+        details["slice"] = index
+    return details
+
+
+def _settings(config: DiffusionConfig) -> dict[str, Any]:
+    return {f.name: getattr(config, f.name) for f in fields(config) if f.name != "noise"}
