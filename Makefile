@@ -2,7 +2,6 @@
 
 PYTHON_BIN := .venv/bin/python
 READY := .venv/.ready
-DEMO := demo-output/.done
 
 .PHONY: help setup demo napari test unit lint format bench clean
 
@@ -15,15 +14,11 @@ $(READY): pyproject.toml constraints.txt tools/setup.sh
 	tools/setup.sh
 	@touch $@
 
-demo: $(READY) ## denoise an example stack; images and tables go to demo-output/
+demo: $(READY) ## denoise example stacks; images and tables go to demo-output/
 	$(PYTHON_BIN) examples/demo.py --out demo-output
-	@touch $(DEMO)
 
-$(DEMO): $(READY) examples/demo.py
-	@$(MAKE) demo
-
-napari: $(DEMO) ## open the demo's result in napari
-	.venv/bin/napari --plugin napari-learned-diffusion demo-output/*.tif
+napari: $(READY) ## open the demo's result in napari
+	$(PYTHON_BIN) examples/demo.py --out demo-output --show
 
 test: lint ## every check and every test
 	tools/with-display $(PYTHON_BIN) -m pytest
@@ -38,9 +33,13 @@ format: $(READY) ## repair the style where that is automatic
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
 
-bench: $(READY) ## the tables of the paper and the speed against peers
+bench: $(READY) ## speed against peers; with LEARNED_DIFFUSION_DATA=FOLDER quality, too
 	$(PYTHON_BIN) -m pip install --quiet --constraint constraints.txt --group bench
-	$(PYTHON_BIN) -m benchmarks
+	$(PYTHON_BIN) -m benchmarks.speed
+ifdef LEARNED_DIFFUSION_DATA
+	$(PYTHON_BIN) -m benchmarks.quality --crops 100
+	$(PYTHON_BIN) -m benchmarks.real_noise
+endif
 
 clean: ## remove what make made: .venv, caches, demo-output
 	rm -rf .venv demo-output build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

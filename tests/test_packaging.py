@@ -194,9 +194,10 @@ def test_dependencies_have_lower_bounds_and_no_caps() -> None:
 
 def test_version_is_the_one_of_the_changelog() -> None:
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    newest = re.search(r"^## \[?v?(\d+\.\d+\.\d+\S*?)\]?(\s|$)", changelog, re.MULTILINE)
+    # The first version that is named: the newest released one, or what the unreleased one will be.
+    newest = re.search(r"^(?:## \[?|What will be )(\d+\.\d+\.\d+)\b", changelog, re.MULTILINE)
     assert newest is not None
-    assert newest[1] == PROJECT["version"]
+    assert newest[1] == PROJECT["version"] == napari_learned_diffusion.__version__
 
 
 def test_installed_metadata() -> None:

@@ -203,13 +203,13 @@ def prepare(
         ]
     )
     samples[~np.isfinite(samples)] = np.nan
+    if np.isnan(samples).all():
+        raise InvalidImageError("The image holds no number: every pixel is NaN or infinite.")
     estimate = None
     noise = config.noise
     if noise is None:
         estimate = estimate_noise(samples, config.noise_kind)
         noise = estimate.model
-    elif np.isnan(samples).all():
-        raise InvalidImageError("The image holds no number: every pixel is NaN or infinite.")
     config = config.with_(noise=noise, device=str(device))
     if noise.is_zero:
         # Nothing will be done; the rest is filled in only so that nothing is left open.

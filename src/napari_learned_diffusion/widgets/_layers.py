@@ -144,7 +144,7 @@ class Source:
 
     @property
     def plane_letters(self) -> str:
-        """Letters of the axes of a slice, as files name them; empty for YX or if they aren't known."""
+        """The axes of a slice by their letters; empty if these are YX or not known."""
         labels = [self.placement.axis_labels[axis].upper() for axis in self.plane_axes]
         letters = "".join(labels)
         is_named = all(len(label) == 1 and label.isalpha() for label in labels)

@@ -152,11 +152,9 @@ def _stack_residual(source: Source, out: NDArray[Any]) -> Job[Any]:
     if not isinstance(source.data, np.ndarray):
         import dask.array as da
 
-        residual: Any = da.map_blocks(
-            _subtract,
-            source.data,
-            da.from_array(out, chunks=source.data.chunks),
-            dtype=np.float32,
+        done = da.from_array(out, chunks=source.data.chunks)  # type: ignore[no-untyped-call]
+        residual: Any = da.map_blocks(  # type: ignore[no-untyped-call]
+            _subtract, source.data, done, dtype=np.float32
         )
         return residual
     difference = np.empty(out.shape, np.float32)
