@@ -3,7 +3,7 @@
 PYTHON_BIN := .venv/bin/python
 READY := .venv/.ready
 
-.PHONY: help setup demo napari test unit lint format bench clean
+.PHONY: help setup demo napari test lint format bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16

@@ -42,9 +42,6 @@ class Pair:
         Name in the tables.
     noisy, reference
         File names in ``stacks/``, without ending.
-    one_scale
-        Whether the slices share one intensity scale, so that they are a stack with one noise model;
-        else each is an image of its own (fields of view, channels) and is denoised by itself.
     only_flat
         Whether only flat areas of the reference count, because edges differ for other reasons.
     expected
@@ -56,7 +53,6 @@ class Pair:
     title: str
     noisy: str
     reference: str
-    one_scale: bool
     only_flat: bool = False
     expected: float | None = None
     note: str = ""
@@ -68,7 +64,6 @@ PAIRS: dict[str, Pair] = {
             f"W2S channel {c}",
             f"fluo_w2s_ch{c}_avg1_noisy",
             f"fluo_w2s_ch{c}_avg400_ref",
-            one_scale=False,
             expected=expected,
             note="widefield fluorescence; every field of view was scaled to bytes by itself",
         )
@@ -78,7 +73,6 @@ PAIRS: dict[str, Pair] = {
         "FMD BPAE",
         "fluo_fmd_bpae3ch_raw_noisy",
         "fluo_fmd_bpae3ch_avg50_ref",
-        one_scale=False,
         expected=25.0,
         note="confocal, three channels; 0.5 to 1 pixel of drift in y limits every method",
     ),
@@ -86,7 +80,6 @@ PAIRS: dict[str, Pair] = {
         "diffusion MRI b1000",
         "mri_dwi_b1000_single_noisy",
         "mri_dwi_b1000_mean12_ref",
-        one_scale=True,
         expected=30.3,
         note="the reference averages 12 directions, whose contrasts differ; whole slices count",
     ),
@@ -94,7 +87,6 @@ PAIRS: dict[str, Pair] = {
         "CT phantom, flat areas",
         "ct_phantom_head_1mm_sharp_noisy",
         "ct_phantom_head_1mm_smooth_ref",
-        one_scale=True,
         only_flat=True,
         note="sharp against smooth kernel of one scan: edges differ, and the noise is correlated",
     ),
@@ -116,31 +108,28 @@ Slices = Iterator[tuple[NDArray[Any], float, str]]
 """Denoised slices, the seconds that each took and the noise that was found."""
 
 
-def with_model(
-    key: str, stack: NDArray[Any], count: int, one_scale: bool, device: str = "auto"
-) -> Slices:
+def with_model(key: str, options: argparse.Namespace, stack: NDArray[Any], count: int) -> Slices:
     """A model of ours; everything automatic. The noise is estimated from the whole stack."""
     from napari_learned_diffusion.config import DiffusionConfig
     from napari_learned_diffusion.jobs.denoise import denoise_stack, prepare
     from napari_learned_diffusion.jobs.progress import run
 
-    config = DiffusionConfig(model=key, device=device)  # type: ignore[arg-type]
-    groups = [(stack, stack[:count])] if one_scale else [(plane, plane) for plane in stack[:count]]
-    for whole, part in groups:
-        start = time.perf_counter()
-        prepared = prepare(whole, config)
-        result = run(denoise_stack(part, prepared=prepared, measure=False)).image
-        planes = result.reshape(-1, *result.shape[-2:])
-        seconds = (time.perf_counter() - start) / len(planes)
-        for plane in planes:
-            yield plane, seconds, prepared.noise.describe()
+    start = time.perf_counter()
+    config = DiffusionConfig(model=key, device=options.device, noise_scope=options.noise_scope)
+    prepared = prepare(stack, config)
+    result = run(denoise_stack(stack[:count], prepared=prepared, measure=False)).image
+    seconds = (time.perf_counter() - start) / count
+    noise = prepared.noise.describe()
+    if prepared.slice_by_slice:
+        noise = f"another for each slice (together: {noise})"
+    for plane in result:
+        yield plane, seconds, noise
 
 
 def with_peer(
     denoise: Callable[[NDArray[Any], float], NDArray[Any]],
     stack: NDArray[Any],
     count: int,
-    one_scale: bool,
 ) -> Slices:
     """Another library's method, slice by slice, told scikit-image's estimate of the noise level."""
     from skimage.restoration import estimate_sigma
@@ -153,11 +142,11 @@ def with_peer(
         yield np.asarray(result), seconds, f"standard deviation {noise_sigma:.4g}"
 
 
-def methods(device: str) -> dict[str, Callable[..., Slices] | None]:
+def methods(options: argparse.Namespace | None = None) -> dict[str, Callable[..., Slices] | None]:
     """Every model and the two peers, by key; ``None`` where a library isn't installed."""
     from napari_learned_diffusion.core.diffusivity import REGISTRY
 
-    ours = {key: partial(with_model, key, device=device) for key in REGISTRY}
+    ours = {key: partial(with_model, key, options) for key in REGISTRY}
     nlm = partial(PEERS["skimage-nlm"].call, **PEERS["skimage-nlm"].at(25))
     return ours | {
         "skimage-nlm": partial(with_peer, nlm) if PEERS["skimage-nlm"].installed else None,
@@ -215,7 +204,6 @@ def measure(pair: Pair, options: argparse.Namespace) -> dict[str, Result]:
     noisy, reference = read_pair(options.data / "stacks", pair)
     count = min(options.max_slices or len(noisy), len(noisy))
     masks = [flat_area(r) if pair.only_flat else None for r in reference[:count]]
-    one_scale = pair.one_scale or options.as_stacks
 
     def judge(slices: Slices) -> Result:
         result = Result()
@@ -228,7 +216,7 @@ def measure(pair: Pair, options: argparse.Namespace) -> dict[str, Result]:
         return result
 
     results = {INPUT: judge((plane, 0.0, "") for plane in noisy[:count])}
-    usable = methods(options.device)
+    usable = methods(options)
     for key in options.methods:
         denoise = usable[key]
         if denoise is None:
@@ -236,7 +224,7 @@ def measure(pair: Pair, options: argparse.Namespace) -> dict[str, Result]:
         print(f"{pair.title}: {key}", file=sys.stderr)
         few = min(count, options.bm3d_slices) if key == "bm3d" else count
         if few:
-            results[key] = judge(denoise(noisy, few, one_scale))
+            results[key] = judge(denoise(noisy, few))
     return results
 
 
@@ -254,11 +242,8 @@ def mean(values: Sequence[float]) -> str:
     return f"{np.mean(values):.2f}" if values else "–"
 
 
-def print_pair(
-    pair: Pair, results: dict[str, Result], keys: Sequence[str], as_stacks: bool
-) -> None:
-    how = "as one stack" if pair.one_scale or as_stacks else "slice by slice"
-    print(f"## {pair.title}\n\n{pair.note}; our models denoise it {how}.\n")
+def print_pair(pair: Pair, results: dict[str, Result], keys: Sequence[str]) -> None:
+    print(f"## {pair.title}\n\n{pair.note[0].upper()}{pair.note[1:]}.\n")
     counts = {len(r.psnr) for r in results.values()}
     few = min(counts)  # more than one count: a slow method was run on fewer slices
     rows = []
@@ -313,7 +298,7 @@ def summary(results: dict[str, dict[str, Result]], keys: Sequence[str]) -> None:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.real_noise", description=__doc__)
     add_data_argument(parser)
-    everything = tuple(methods("auto"))
+    everything = tuple(methods())
     parser.add_argument("--pairs", nargs="+", choices=tuple(PAIRS), default=tuple(PAIRS))
     parser.add_argument(
         "--methods", nargs="+", choices=everything, default=everything, metavar="KEY",
@@ -326,8 +311,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--bm3d-slices", type=int, default=2, help="BM3D takes 20 s for each (default %(default)s)"
     )
     parser.add_argument(
-        "--as-stacks", action="store_true",
-        help="one noise model for all slices, even where they don't share an intensity scale",
+        "--noise-scope", choices=("auto", "stack", "slice"), default="auto",
+        help="one noise model for a stack or for each slice (default %(default)s)",
     )  # fmt: skip
     parser.add_argument("--device", default="auto", help="for our models (default %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
@@ -350,7 +335,7 @@ def main(arguments: Sequence[str]) -> int:
     results = {}
     for key in options.pairs:
         results[key] = measure(PAIRS[key], options)
-        print_pair(PAIRS[key], results[key], options.methods, options.as_stacks)
+        print_pair(PAIRS[key], results[key], options.methods)
     summary(results, options.methods)
     sentence, good = check_input(results)
     print(sentence)

@@ -162,7 +162,7 @@ class TestRealNoise:
 
         printed = capsys.readouterr().out
         assert "W2S channel 0" in printed
-        assert "our models denoise it slice by slice" in printed
+        assert "Widefield fluorescence" in printed
         results = json.loads(target.read_text())["results"]["w2s-0"]
         for key in ("perona-malik", "skimage-nlm"):
             assert len(results[key]["psnr"]) == 2

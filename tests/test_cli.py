@@ -357,6 +357,7 @@ class TestOptions:
             (("--tau", 0.1, "--scheme", "fed"), "--stopping-time"),
             (("--stopping-time", 2), "--scheme fed"),
             (("--model", "magic"), "no model 'magic'"),
+            (("--model", "unet", "-K", 1, "--scheme", "fed"), "takes --contrast, --scheme"),
             (("--plane", "YQ"), "axes, ZYX"),
             (("--plane", "YY"), "two different letters"),
             (("--series", 4), "no series 4"),

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
 
 import numpy as np
 import typer
@@ -282,7 +282,7 @@ def _settings(
         ]
         if given:
             raise InvalidSettingError(
-                f"{', '.join(given)} only work with perona-malik, not with {config.model}."
+                f"Only perona-malik takes {', '.join(given)}; the model is {config.model}."
             )
     return _Settings(config, TilingConfig(tile=tile), plane, series)
 
@@ -477,7 +477,7 @@ def write_diffusivity(
 def estimate(
     source: _Source,
     kind: Annotated[
-        Literal["auto", "gaussian", "poisson-gaussian"],
+        NoiseChoice,
         typer.Option("--noise", help="Which noise model; **auto** lets the image decide."),
     ] = DiffusionConfig.noise_kind,
     plane: Annotated[
