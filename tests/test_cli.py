@@ -481,7 +481,7 @@ class TestMistakes:
             raise LearnedDiffusionError("The lights went out.")
 
         target.write_bytes(b"old")
-        monkeypatch.setattr("napari_learned_diffusion.jobs.denoise.iterate", break_off)
+        monkeypatch.setattr("napari_learned_diffusion.jobs.plane_solver.iterate", break_off)
         words = fail("denoise", source, target, *QUICK, "--overwrite")
         assert "The lights went out." in words
         assert target.read_bytes() == b"old"

@@ -791,9 +791,7 @@ def _notes_on_axes(volume: Volume, settings: _Settings, axes: tuple[int, int]) -
 
 def _notes_on_noise(prepared: Prepared) -> Iterator[str]:
     estimate = prepared.estimate
-    if estimate is None or prepared.slice_by_slice:
-        return
-    if estimate.confidence < _DOUBTFUL:
+    if estimate is not None and estimate.confidence < _DOUBTFUL:
         yield (
             f"The noise estimate is doubtful: {estimate.message} Where you know the noise better, "
             f"give {_OPTIONS['noise_sigma'].flags[0]}."

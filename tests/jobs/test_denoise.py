@@ -20,7 +20,7 @@ from napari_learned_diffusion.core.errors import (
     LearnedDiffusionError,
     UnknownModelError,
 )
-from napari_learned_diffusion.jobs import denoise as jobs
+from napari_learned_diffusion.jobs import plane_solver
 from napari_learned_diffusion.jobs.denoise import (
     denoise_lazy,
     denoise_plane,
@@ -273,7 +273,7 @@ def test_running_out_of_memory_halves_the_tile_and_tries_again(monkeypatch):
     image = np.tile(phantom(), (4, 4))
     config = CPU.with_(noise=Gaussian(10.0), iterations=3)
     expected = run(denoise_plane(image, config)).image
-    real, sizes = jobs.iterate, []
+    real, sizes = plane_solver.iterate, []
 
     def fails_when_large(u, *args, **kwargs):
         sizes.append(u.shape[-1])
@@ -281,7 +281,7 @@ def test_running_out_of_memory_halves_the_tile_and_tries_again(monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return real(u, *args, **kwargs)
 
-    monkeypatch.setattr(jobs, "iterate", fails_when_large)
+    monkeypatch.setattr(plane_solver, "iterate", fails_when_large)
     result = run(denoise_plane(image, config))
     np.testing.assert_allclose(result.image, expected, atol=1e-3)
     assert sizes[0] == 256
@@ -292,7 +292,7 @@ def test_memory_that_never_suffices_is_a_clear_error(monkeypatch):
     def always_fails(*args, **kwargs):
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(jobs, "iterate", always_fails)
+    monkeypatch.setattr(plane_solver, "iterate", always_fails)
     with pytest.raises(DeviceError, match="too little memory"):
         run(denoise_plane(phantom(), CPU))
 
@@ -301,7 +301,7 @@ def test_other_failures_of_torch_are_not_taken_for_memory(monkeypatch):
     def fails(*args, **kwargs):
         raise RuntimeError("a shape is wrong")
 
-    monkeypatch.setattr(jobs, "iterate", fails)
+    monkeypatch.setattr(plane_solver, "iterate", fails)
     with pytest.raises(RuntimeError, match="shape"):
         run(denoise_plane(phantom(), CPU))
 

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from napari.utils import progress
 from npe2 import PluginManifest
-from npe2._pytest_plugin import TestPluginManager
 from qtpy.QtCore import QCoreApplication, QEvent, QPoint, QRect, Qt
 from qtpy.QtWidgets import (
     QAbstractButton,
@@ -122,6 +121,7 @@ def test_closing_the_viewer_ends_the_run(
     qtbot.waitUntil(jobs.running.is_set, timeout=TIMEOUT)
     if by_user:
         viewer.window._qt_window.close()
+        del viewer.window._qt_window  # napari itself doesn't notice, and would close it again
     else:
         viewer.close()
     qtbot.waitUntil(lambda: jobs.closed == 1, timeout=TIMEOUT)
@@ -215,7 +215,7 @@ def _find_action(menu: Any, text: str) -> Any:
 
 @pytest.mark.parametrize("menu_name", ["plugins_menu", "layers_menu"])
 def test_the_menus_open_the_widget(
-    make_napari_viewer: Any, npe2pm: TestPluginManager, stack: Any, menu_name: str
+    make_napari_viewer: Any, npe2pm: Any, stack: Any, menu_name: str
 ) -> None:
     npe2pm.register(PluginManifest.from_distribution(PLUGIN))
     viewer = make_napari_viewer()

@@ -15,6 +15,8 @@ from napari_learned_diffusion.core.noise import NoiseModel
 
 PlaneAxes = tuple[int, int]
 
+LAST_AXES: PlaneAxes = (-2, -1)
+
 
 def check_image(image: Any, plane_axes: PlaneAxes) -> PlaneAxes:
     """The plane axes counted from the front, of an image that can be denoised.

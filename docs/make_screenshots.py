@@ -1,0 +1,128 @@
+"""Take the pictures of the documentation: napari at 1280 × 800 with the Denoise widget.
+
+Run it where no one is looking, on a virtual screen::
+
+    tools/with-display python docs/make_screenshots.py
+
+It writes into ``docs/images``, or into the folder that it is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from napari import Viewer
+    from qtpy.QtWidgets import QWidget
+
+    from napari_learned_diffusion.sample_data import Sample
+    from napari_learned_diffusion.widgets.denoise import DenoiseWidget
+
+SIZE = 1280, 800
+LARGEST = 400_000
+"""Bytes that a picture may have, so that the page loads."""
+
+PATIENCE = 300.0
+"""Seconds to wait for a job."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "images")
+    folder: Path = parser.parse_args().folder
+    folder.mkdir(parents=True, exist_ok=True)
+
+    with tempfile.TemporaryDirectory() as settings:
+        # napari's own settings, not those of whoever runs this
+        os.environ["NAPARI_CONFIG"] = str(Path(settings) / "settings.yaml")
+        _take_all(folder)
+
+
+def _take_all(folder: Path) -> None:
+    from napari_learned_diffusion import sample_data
+
+    viewer, widget = _open(sample_data.low_dose_ct())
+    widget.live_preview.setChecked(True)
+    _finish(widget)
+    _take(viewer, folder / "denoise-dark.png")
+    _take(widget.form.noise_plot, folder / "noise-plot.png")
+    viewer.theme = "light"
+    _take(viewer, folder / "denoise-light.png")
+    viewer.theme = "dark"
+    widget.form.advanced_button.setChecked(True)
+    _take(viewer, folder / "denoise-advanced.png")
+    viewer.close()
+
+    viewer, widget = _open(sample_data.fluorescence())
+    widget.form.residual.setChecked(True)
+    widget.form.diffusivity.setChecked(True)
+    widget.denoise_stack()
+    _wait(lambda: len(viewer.layers) == 2 and widget.progress_bar.value() > 300)
+    _take(viewer, folder / "denoise-running.png")
+    _finish(widget)
+    viewer.canvas.grid.enabled = True
+    viewer.canvas.grid.shape = (2, 2)
+    viewer.canvas.grid.stride = -1
+    viewer.reset_view()
+    _take(viewer, folder / "before-after.png")
+    viewer.close()
+
+
+def _open(sample: Sample) -> tuple[Viewer, DenoiseWidget]:
+    import napari
+
+    from napari_learned_diffusion.widgets.denoise import DenoiseWidget
+
+    viewer = napari.Viewer(show_welcome_screen=False)
+    data, keywords, _ = sample.layer_data()
+    viewer.add_image(data, **keywords)
+    widget = DenoiseWidget(viewer)
+    viewer.window.add_dock_widget(widget, name="Denoise by diffusion", area="right")
+    viewer.window.resize(*SIZE)
+    _process_events(1.0)
+    viewer.reset_view()
+    return viewer, widget
+
+
+def _take(target: Viewer | QWidget, path: Path) -> None:
+    """Save what a window or a widget looks like."""
+    _process_events(0.8)
+    window = getattr(target, "window", None)
+    widget = target if callable(window) else target.window._qt_window
+    image = widget.grab().toImage()
+    image.save(str(path))
+    if path.stat().st_size > LARGEST:
+        raise SystemExit(f"{path.name} has {path.stat().st_size:,} bytes, more than {LARGEST:,}.")
+
+
+def _finish(widget: DenoiseWidget) -> None:
+    _wait(lambda: not widget.is_working)
+    if widget.status.is_error:
+        raise SystemExit(widget.status.text())
+
+
+def _wait(is_ready: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not is_ready():
+        if time.monotonic() > end:
+            raise SystemExit("A job takes too long.")
+        _process_events(0.02)
+
+
+def _process_events(seconds: float) -> None:
+    from qtpy.QtWidgets import QApplication
+
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        QApplication.processEvents()
+        time.sleep(0.005)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""One plane through the solver: units, tiles, memory, and the pixels that take no part."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from napari_learned_diffusion.config import DiffusionConfig, TilingConfig
+from napari_learned_diffusion.core.device import (
+    device_name,
+    is_out_of_memory,
+    memory_budget,
+    release_memory,
+)
+from napari_learned_diffusion.core.diffusivity.base import Diffusivity
+from napari_learned_diffusion.core.errors import DeviceError, InvalidSettingError
+from napari_learned_diffusion.core.noise import NoiseModel
+from napari_learned_diffusion.core.schemes import Explicit, FastExplicitDiffusion, Scheme
+from napari_learned_diffusion.core.solve import iterate
+from napari_learned_diffusion.core.zoo import load_model
+from napari_learned_diffusion.jobs.planes import SolverUnits
+from napari_learned_diffusion.jobs.prepare import Prepared
+from napari_learned_diffusion.jobs.tiling import SMALLEST_TILE, cut, largest_tile
+
+_ROUNDING = 1e-5
+"""Part of the range by which single precision may miss it without the range being left."""
+
+
+@dataclass(frozen=True)
+class PlaneResult:
+    plane: NDArray[Any]
+    diffusivity: NDArray[np.float32] | None
+    valid: NDArray[np.bool_] | None
+    range_kept: bool
+
+
+@dataclass
+class PlaneSolver:
+    """Everything that stays the same from plane to plane."""
+
+    prepared: Prepared
+    spacing: tuple[float, float]
+    tiling: TilingConfig
+    halved_to: int | None = None
+    scheme: Scheme = field(init=False)
+    model: Diffusivity = field(init=False)
+
+    def __post_init__(self) -> None:
+        config = self.prepared.config
+        self.device = torch.device(config.device)
+        self.device_name = device_name(self.device)
+        self.iterations = 0 if self.prepared.noise.is_zero else config.iterations or 0
+        self.dtype = torch.float64 if config.precision == "float64" else torch.float32
+        if self.iterations == 0:
+            return
+        self.scheme = _scheme(config)
+        self.model = load_model(config).to(self.device, self.dtype).eval()
+        self.halo = self.iterations * (self.model.reach + 1)
+
+    def solve(
+        self, plane: NDArray[Any], want_diffusivity: bool
+    ) -> Generator[int, None, PlaneResult]:
+        """Denoise a plane; yields the number of steps done, of ``iterations``."""
+        valid = np.isfinite(plane) if plane.dtype.kind == "f" else None
+        if valid is not None and valid.all():
+            valid = None
+        if self.iterations == 0 or (valid is not None and not valid.any()):
+            nothing = np.full(plane.shape, np.nan, np.float32) if want_diffusivity else None
+            return PlaneResult(plane, nothing, valid, True)
+        units = SolverUnits.of(plane, valid)
+        u = units.encode(plane, valid, self.prepared.config.precision)
+        noise = units.noise(self.prepared.noise)
+        while True:
+            tile = self._tile(plane.shape)
+            try:
+                result, shown = yield from self._solve_tiles(
+                    u, valid, noise, tile, want_diffusivity
+                )
+                break
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._halve(tile, error)
+        decoded = units.decode(result)
+        slack = _ROUNDING * (units.highest - units.lowest)
+        low, high = extent(decoded, valid)
+        kept = low >= units.lowest - slack and high <= units.highest + slack
+        denoised = units.to_dtype(decoded, self.scheme.keeps_range)
+        if valid is not None:
+            denoised[~valid] = plane[~valid]
+            if shown is not None:
+                shown[~valid] = np.nan
+        return PlaneResult(denoised, shown, valid, kept)
+
+    def _solve_tiles(
+        self,
+        u: NDArray[np.floating[Any]],
+        valid: NDArray[np.bool_] | None,
+        noise: NoiseModel,
+        tile: int,
+        want_diffusivity: bool,
+    ) -> Generator[int, None, tuple[NDArray[np.floating[Any]], NDArray[np.float32] | None]]:
+        result = np.empty_like(u)
+        shown = np.empty(u.shape, np.float32) if want_diffusivity else None
+        tiles = cut((u.shape[0], u.shape[1]), tile, self.halo)
+        for number, part in enumerate(tiles):
+            states = iterate(
+                self._tensor(u[part.outer]),
+                self.model,
+                noise=noise,
+                scheme=self.scheme,
+                iterations=self.iterations,
+                spacing=self.spacing,
+                valid=None if valid is None else self._tensor(valid[part.outer]),
+            )
+            try:
+                for state in states:
+                    if state.step == self.iterations:
+                        result[part.target] = state.u[0, 0].cpu().numpy()[part.inner]
+                        if shown is not None:
+                            shown[part.target] = (
+                                state.diffusivity()[0, 0].float().cpu().numpy()[part.inner]
+                            )
+                    yield (number * self.iterations + state.step) // len(tiles)
+            finally:
+                states.close()
+        return result, shown
+
+    def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
+        contiguous = torch.from_numpy(np.ascontiguousarray(array))
+        return contiguous.to(self.device, self.dtype)[None, None]
+
+    def _tile(self, shape: tuple[int, ...]) -> int:
+        if self.halved_to is not None:
+            return self.halved_to
+        if self.tiling.tile is not None:
+            return self.tiling.tile
+        size = torch.finfo(self.dtype).bits // 8
+        budget = self.tiling.memory_budget or memory_budget(self.device)
+        return largest_tile((shape[0], shape[1]), self.halo, self.model.working_maps * size, budget)
+
+    def _halve(self, tile: int, error: BaseException) -> None:
+        release_memory(self.device)
+        if tile // 2 < SMALLEST_TILE:
+            raise DeviceError(
+                f"There is too little memory on {self.device_name} even for tiles of {tile} "
+                "pixels. Close other programs, take fewer iterations, or compute on the CPU."
+            ) from error
+        self.halved_to = tile // 2
+
+
+def extent(plane: NDArray[Any], valid: NDArray[np.bool_] | None) -> tuple[float, float]:
+    values = plane if valid is None else plane[valid]
+    return float(values.min()), float(values.max())
+
+
+def _scheme(config: DiffusionConfig) -> Scheme:
+    if config.scheme == "fed" and config.stopping_time is not None:
+        return FastExplicitDiffusion(config.stopping_time)
+    if config.tau is None:
+        raise InvalidSettingError("The settings have not been prepared: no time step is set.")
+    return Explicit(config.tau)

@@ -1,0 +1,139 @@
+"""What a run did to the image, in numbers and sentences for the user."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_learned_diffusion.core.noise import NoiseModel
+from napari_learned_diffusion.core.noise_estimation import estimate_noise
+from napari_learned_diffusion.jobs.plane_solver import PlaneResult, PlaneSolver, extent
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run did, in layer units.
+
+    Parameters
+    ----------
+    seconds
+        Wall-clock time, the noise estimate not counted.
+    device
+        Name of the device.
+    noise_before, noise_after
+        Standard deviation of the noise at the image's median intensity, in the input and what is
+        left of it in the result; NaN where it wasn't measured.
+    mean_drift
+        Mean of the result minus mean of the input.
+    range_before, range_after
+        Lowest and highest value.
+    range_kept
+        Whether no value left the range of its plane.
+    masked_pixels
+        Pixels that were NaN or infinite and came back as they were.
+    messages
+        Sentences for the user.
+    """
+
+    seconds: float
+    device: str
+    noise_before: float
+    noise_after: float
+    mean_drift: float
+    range_before: tuple[float, float]
+    range_after: tuple[float, float]
+    range_kept: bool
+    masked_pixels: int
+    messages: tuple[str, ...] = ()
+
+    def summary(self, unit: str = "") -> str:
+        """The report in one line."""
+        parts = [f"{self.seconds:.2f} s on {self.device}"]
+        if np.isfinite(self.noise_after):
+            parts.append(f"noise {self.noise_before:.3g} → {self.noise_after:.3g} {unit}".rstrip())
+        parts.append(f"mean drift {self.mean_drift:.1g} {unit}".rstrip())
+        parts.append("range kept" if self.range_kept else "range left")
+        return " · ".join(parts)
+
+
+@dataclass
+class Tally:
+    """Sums over the planes, for the report."""
+
+    planes: int = 0
+    pixels: int = 0
+    masked: int = 0
+    drift: float = 0.0
+    range_before: tuple[float, float] = (np.inf, -np.inf)
+    range_after: tuple[float, float] = (np.inf, -np.inf)
+    range_kept: bool = True
+    without_noise: int = 0
+    idle: int = 0
+    overshooting: bool = False
+    halved_to: int | None = None
+
+    def add(self, plane: NDArray[Any], result: PlaneResult, solver: PlaneSolver) -> None:
+        valid = result.valid
+        self.planes += 1
+        if solver.prepared.noise.is_zero:
+            self.without_noise += 1
+        elif solver.iterations == 0:
+            self.idle += 1
+        else:
+            self.overshooting = self.overshooting or not solver.scheme.keeps_range
+        self.halved_to = solver.halved_to or self.halved_to
+        count = plane.size if valid is None else int(np.count_nonzero(valid))
+        self.masked += plane.size - count
+        if count == 0:
+            return
+        before, after = (p if valid is None else p[valid] for p in (plane, result.plane))
+        self.drift += float(np.subtract(after, before, dtype=np.float64).sum())
+        self.pixels += count
+        self.range_before = _union(self.range_before, extent(plane, valid))
+        self.range_after = _union(self.range_after, extent(result.plane, valid))
+        self.range_kept = self.range_kept and result.range_kept
+
+    @property
+    def mean_drift(self) -> float:
+        return self.drift / self.pixels if self.pixels else 0.0
+
+    def messages(self) -> Iterator[str]:
+        """Sentences for the user about what wasn't as usual."""
+        if self.without_noise:
+            yield (
+                "The noise level is 0: the image was given back as it is."
+                if self.planes == self.without_noise
+                else f"{self.without_noise} slices hold no noise and were given back as they are."
+            )
+        if self.idle:
+            yield "With 0 iterations the image was given back as it is."
+        if self.overshooting:
+            yield "FED keeps the mean, but single values may leave the range of the input."
+        if self.masked:
+            yield f"{self.masked} NaN or infinite pixels took no part and came back as they were."
+        if self.halved_to is not None:
+            yield f"Memory ran short, so the slices were cut into tiles of {self.halved_to} pixels."
+
+
+def noise_levels(
+    noise: NoiseModel, before: NDArray[Any], after: NDArray[Any]
+) -> tuple[float, float]:
+    """Noise at a plane's median intensity, in layer units: by the model, and what is left of it.
+
+    What is left is measured in stabilised units, where one number says it for all intensities.
+    """
+    finite = before[np.isfinite(before)]
+    if noise.is_zero or finite.size == 0:
+        return 0.0, 0.0
+    level = float(noise.variance(np.median(finite).astype(np.float64))) ** 0.5
+    stabilised = noise.stabilise(np.where(np.isfinite(after), after, np.nan).astype(np.float64))
+    left = estimate_noise(stabilised, "gaussian").model
+    return level, level * float(left.variance(np.float64(0))) ** 0.5
+
+
+def _union(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
+    return min(a[0], b[0]), max(a[1], b[1])
