@@ -19,12 +19,12 @@ import pytest
 from numpy.typing import NDArray
 from typer.testing import CliRunner, Result
 
-from napari_learned_diffusion import cli, files
+from napari_learned_diffusion import cli
 from napari_learned_diffusion.config import DiffusionConfig, TilingConfig
 from napari_learned_diffusion.core.diffusivity import REGISTRY
 from napari_learned_diffusion.core.errors import InvalidImageError, LearnedDiffusionError
 from napari_learned_diffusion.core.noise import Gaussian, NoiseModel, PoissonGaussian
-from napari_learned_diffusion.files import Volume, read, write
+from napari_learned_diffusion.files import Volume, _lazy, read, write
 from napari_learned_diffusion.recipe import as_shell
 
 SCALE, UNITS = (2.5, 0.4, 0.3), ("micrometer", "micrometer", "micrometer")
@@ -187,7 +187,7 @@ class TestLargeFiles:
         for folder in ("memory", "lazy"):
             (tmp_path / folder).mkdir()
             if folder == "lazy":
-                monkeypatch.setattr(files, "LAZY_ABOVE", 0)
+                monkeypatch.setattr(_lazy, "LAZY_ABOVE", 0)
             to = tmp_path / folder
             extras = ("--residual", to / "residual.tif", "--diffusivity", to / "diffusivity.tif")
             succeed("denoise", source, to / "out.tif", *QUICK, *extras, "--plane", plane)
@@ -203,7 +203,7 @@ class TestLargeFiles:
     def test_too_little_space_is_told_beforehand(
         self, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(files, "LAZY_ABOVE", 0)
+        monkeypatch.setattr(_lazy, "LAZY_ABOVE", 0)
         monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
         assert "too little free space" in fail("denoise", source, target, *QUICK)
         assert files_in(target.parent) == {source.name}
@@ -502,14 +502,15 @@ class TestStopping:
         started = target.with_name("started")
         script = (
             "import sys, pathlib\n"
-            "from napari_learned_diffusion import cli, files\n"
-            "from napari_learned_diffusion.jobs import denoise\n"
-            f"files.LAZY_ABOVE = {0 if lazy else 2**30}\n"
-            "iterate = denoise.iterate\n"
+            "from napari_learned_diffusion import cli\n"
+            "from napari_learned_diffusion.files import _lazy\n"
+            "from napari_learned_diffusion.jobs import plane_solver\n"
+            f"_lazy.LAZY_ABOVE = {0 if lazy else 2**30}\n"
+            "iterate = plane_solver.iterate\n"
             "def announced(*args, **kwargs):\n"
             f"    pathlib.Path({str(started)!r}).touch()\n"
             "    return iterate(*args, **kwargs)\n"
-            "denoise.iterate = announced\n"
+            "plane_solver.iterate = announced\n"
             "cli.main()\n"
         )
         options = ["--noise-sigma", "8", "--iterations", "100000"]

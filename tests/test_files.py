@@ -20,14 +20,22 @@ import numpy as np
 import pytest
 import tifffile
 
-from napari_learned_diffusion import files
 from napari_learned_diffusion.core.errors import (
     FileFormatError,
     FileWriteError,
     InvalidImageError,
     InvalidSettingError,
 )
-from napari_learned_diffusion.files import Volume, read, supported_suffixes, write
+from napari_learned_diffusion.files import (
+    COMPRESSIONS,
+    Volume,
+    _lazy,
+    _tiff_write,
+    read,
+    supported_suffixes,
+    write,
+)
+from napari_learned_diffusion.files._tiff_metadata import pixel_size
 
 UNSIGNED = ["bool", "uint8", "uint16", "uint32", "uint64"]
 SIGNED = ["int8", "int16", "int32", "int64", "float16", "float32", "float64"]
@@ -90,7 +98,7 @@ def test_round_trip_keeps_everything(tmp_path: Path, dtype: str, axes: str) -> N
     assert_same(read(path, lazy=True), volume)
 
 
-@pytest.mark.parametrize("compression", files.COMPRESSIONS)
+@pytest.mark.parametrize("compression", COMPRESSIONS)
 @pytest.mark.parametrize("dtype", ["uint16", "int16", "int64", "float32"])
 @pytest.mark.parametrize("lazy", [False, True])
 def test_round_trip_compressed(tmp_path: Path, compression: str, dtype: str, lazy: bool) -> None:
@@ -197,7 +205,7 @@ def test_large_files_are_bigtiff(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
 ) -> None:
     volume = make_volume(dtype)
-    monkeypatch.setattr(files, "_CLASSIC_TIFF_BYTES", volume.data.nbytes - 1)
+    monkeypatch.setattr(_tiff_write, "_CLASSIC_TIFF_BYTES", volume.data.nbytes - 1)
     path = write(tmp_path / "stack.tif", in_chunks(volume))
     with tifffile.TiffFile(path) as tif:
         assert tif.is_bigtiff
@@ -414,7 +422,7 @@ def test_meaningless_resolutions_are_no_voxel_size(tmp_path: Path, value: tuple[
     ],
 )
 def test_fractions_become_the_decimals_they_stand_for(fraction: object, size: float | None) -> None:
-    assert files._pixel_size(fraction) == size
+    assert pixel_size(fraction) == size
 
 
 @pytest.mark.parametrize(
@@ -478,9 +486,9 @@ def test_only_large_files_are_lazy_by_default(
 ) -> None:
     volume = make_volume()
     path = write(tmp_path / "stack.tif", volume)
-    monkeypatch.setattr(files, "LAZY_ABOVE", volume.data.nbytes)
+    monkeypatch.setattr(_lazy, "LAZY_ABOVE", volume.data.nbytes)
     assert isinstance(read(path).data, np.ndarray)
-    monkeypatch.setattr(files, "LAZY_ABOVE", volume.data.nbytes - 1)
+    monkeypatch.setattr(_lazy, "LAZY_ABOVE", volume.data.nbytes - 1)
     assert isinstance(read(path).data, da.Array)
 
 

@@ -137,7 +137,7 @@ def test_import_is_light() -> None:
     assert run_python(code) == "[]"
 
 
-@pytest.mark.parametrize("layer", ["core", "jobs"])
+@pytest.mark.parametrize("layer", ["core", "files", "jobs"])
 def test_layer_imports_no_gui(layer: str) -> None:
     """Every module of it imports where no GUI library exists, and no torchvision either."""
     forbidden = {"torchvision", *GUI_LIBRARIES}

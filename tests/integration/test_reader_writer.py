@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,15 @@ from napari.layers import Image
 from npe2 import PluginManifest
 
 from napari_learned_diffusion.core.errors import FileFormatError, FileWriteError
-from napari_learned_diffusion.files import Volume, _layer, get_reader, read, write, write_image
+from napari_learned_diffusion.files import (
+    Volume,
+    get_reader,
+    read,
+    supported_suffixes,
+    write,
+    write_image,
+)
+from napari_learned_diffusion.files._napari import _layer
 
 if TYPE_CHECKING:
     from npe2._pytest_plugin import TestPluginManager
@@ -108,7 +117,7 @@ def test_channels_become_layers(
     monkeypatch: pytest.MonkeyPatch,
     lazy_above: int,
 ) -> None:
-    monkeypatch.setattr("napari_learned_diffusion.files.LAZY_ABOVE", lazy_above)
+    monkeypatch.setattr("napari_learned_diffusion.files._lazy.LAZY_ABOVE", lazy_above)
     metadata = {"channel_names": ["nuclei", "actin"]}
     volume = stack(tmp_path / "cell.tif", "int16", "TCYX", metadata=metadata)
     layers = layers_of([tmp_path / "cell.tif"])
@@ -267,6 +276,15 @@ def test_saving_over_the_open_file_is_refused(plugin: TestPluginManager, tmp_pat
     with pytest.raises(FileWriteError, match="Choose another name"):
         npe2.write(str(path), [layer], plugin_name=PLUGIN)
     assert path.read_bytes() == before
+
+
+def test_the_manifest_knows_every_suffix(plugin: TestPluginManager) -> None:
+    manifest = plugin.get_manifest(PLUGIN)
+    (reader,) = manifest.contributions.readers or []
+    for suffix in supported_suffixes():
+        assert any(fnmatch(f"stack{suffix}", pattern) for pattern in reader.filename_patterns)
+    (writer,) = manifest.contributions.writers or []
+    assert set(writer.filename_extensions) <= set(supported_suffixes())
 
 
 def test_the_manifest_names_what_exists(plugin: TestPluginManager) -> None:

@@ -176,6 +176,24 @@ def test_at_most_sixteen_planes_are_read_to_prepare():
     assert 0 < len(set(loaded)) <= 16
 
 
+def test_large_planes_are_judged_by_windows_of_them():
+    rng = np.random.default_rng(3)
+    image = np.concatenate([np.zeros((1600, 1600)), np.full((1600, 1600), 500.0)])
+    image += rng.normal(0, 12, image.shape)
+    asked = []
+
+    class Spy:
+        shape, dtype = image.shape, image.dtype
+
+        def __getitem__(self, key):
+            asked.append(key)
+            return image[key]
+
+    config = prepare(Spy(), CPU).config
+    assert config.noise.noise_sigma == pytest.approx(12, rel=0.05)
+    assert len(asked) == 1
+
+
 def test_nan_and_infinity_come_back_as_they_were():
     image = phantom()
     image[5:9, 10:30] = np.nan

@@ -70,13 +70,13 @@ class FakeJobs:
             model = model or self.noise
             ramp = np.linspace(0.0, 100.0, 8)
             curve = NoiseCurve(ramp, np.sqrt(model.variance(ramp)), np.ones(8))
-            estimate = NoiseEstimate(model, curve, 0.9, "much data", self.slices_differ)
+            estimate = NoiseEstimate(model, curve, 0.9, "much data")
             config = config.with_(noise=model)
         given = config.iterations
         config = config.with_(
             iterations=STEPS if given is None else given, contrast=1.5, tau=0.2, device="cpu"
         )
-        return Prepared(config, estimate, requested)
+        return Prepared(config, estimate, requested, self.slices_differ)
 
     def denoise_plane(self, plane: Any, config: DiffusionConfig, **options: Any) -> Job[Denoised]:
         self.calls.append(("denoise_plane", {"plane": plane, "config": config, **options}))

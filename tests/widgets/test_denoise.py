@@ -96,11 +96,18 @@ def test_what_cannot_be_denoised_is_said_at_once(
     assert not widget.is_working
 
 
-def test_a_plane_has_no_stack_to_denoise(model: ViewerModel, make_widget: Make, stack: Any) -> None:
-    model.add_image(stack[0])
+def test_a_plane_has_no_stack_to_denoise(
+    model: ViewerModel, make_widget: Make, finish: Finish, stack: Any
+) -> None:
+    model.add_image(stack[0], name="plane")
     widget = make_widget(model)
     assert widget.slice_button.isEnabled()
     assert not widget.stack_button.isEnabled()
+    for _ in range(2):
+        widget.denoise_slice()
+        finish(widget)
+    assert _names(model) == ["plane", "plane denoised"]
+    np.testing.assert_array_equal(model.layers["plane denoised"].data, stack[0] + 1)
 
 
 def test_the_3d_view_says_what_to_do_and_still_denoises_stacks(

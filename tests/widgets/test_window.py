@@ -153,8 +153,15 @@ def test_closing_the_dock_ends_the_run_and_the_preview(
     viewer.theme = "light"
 
 
-def test_hiding_the_dock_does_not_stop_the_run(
-    qtbot: Any, make_napari_viewer: Any, dock: Any, jobs: Any, stack: Any, finish: Any
+@pytest.mark.parametrize("change", ["hide", "float"])
+def test_hiding_or_moving_the_dock_does_not_stop_the_run(
+    qtbot: Any,
+    make_napari_viewer: Any,
+    dock: Any,
+    jobs: Any,
+    stack: Any,
+    finish: Any,
+    change: str,
 ) -> None:
     viewer = make_napari_viewer(show=True)
     viewer.add_image(stack, name="cells")
@@ -162,7 +169,11 @@ def test_hiding_the_dock_does_not_stop_the_run(
     jobs.gate.clear()
     widget.denoise_stack()
     qtbot.waitUntil(jobs.running.is_set, timeout=TIMEOUT)
-    widget.parent().hide()
+    if change == "hide":
+        widget.parent().hide()
+    else:
+        widget.parent().setFloating(True)
+    qtbot.wait(50)
     jobs.gate.set()
     finish(widget)
     assert "cells denoised" in viewer.layers

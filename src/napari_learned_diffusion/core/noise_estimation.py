@@ -486,7 +486,7 @@ def _estimate(data: _Data, kind: str) -> NoiseEstimate:
         confidence *= max(0.2, NOT_WHITE / texture)
     slices_differ = _spread_over_planes(blocks, line) > DIFFERENT_PLANES
     if slices_differ:
-        notes.append("the slices differ in their noise, so it is better estimated slice by slice")
+        notes.append("the slices differ in their noise")
         confidence *= 0.5
     step = _grey_level(sample) / data.scale
     if np.mean(line(blocks.mean)) < (0.6 * step) ** 2:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from importlib.resources import as_file, files
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from napari_learned_diffusion.core.diffusivity import REGISTRY, diffusivity_class
 from napari_learned_diffusion.core.errors import UnknownModelError
 
 if TYPE_CHECKING:
     from napari_learned_diffusion.config import DiffusionConfig
-    from napari_learned_diffusion.core.diffusivity.base import Diffusivity
+    from napari_learned_diffusion.core.diffusivity.base import Diffusivity, LearnedDiffusivity
+
+Learned = TypeVar("Learned", bound="LearnedDiffusivity")
 
 
 @dataclass(frozen=True)
@@ -84,3 +86,14 @@ def load_model(config: DiffusionConfig) -> Diffusivity:
         if there is no such model.
     """
     return diffusivity_class(config.model).from_config(config)
+
+
+def bundled_model(model_class: type[Learned]) -> Learned:
+    """A learned diffusivity with the weights that come with the package, on the CPU."""
+    from napari_learned_diffusion.core.weights import read_model  # safetensors imports torch
+
+    weights = files("napari_learned_diffusion").joinpath(
+        "weights", f"{model_class.key}.safetensors"
+    )
+    with as_file(weights) as path:
+        return read_model(path, model_class)

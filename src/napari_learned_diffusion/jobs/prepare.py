@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from napari_learned_diffusion.config import DiffusionConfig
 from napari_learned_diffusion.core.device import resolve_device
@@ -26,6 +28,13 @@ from napari_learned_diffusion.jobs.planes import (
     read_plane,
 )
 
+_SAMPLES = 16
+_WINDOW = 512
+"""At most so many samples are taken: whole planes, or square windows of so many pixels an edge."""
+
+_SLICES_ASKED = 4
+_SURE_ENOUGH = 0.5
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -39,18 +48,21 @@ class Prepared:
         How the noise model was estimated; ``None`` where the caller gave it.
     requested
         The configuration as it was given.
+    slices_differ
+        Whether the slices of a stack differ in their noise, and each says surely enough how.
     """
 
     config: DiffusionConfig
     estimate: NoiseEstimate | None
     requested: DiffusionConfig
+    slices_differ: bool = False
 
     @property
     def slice_by_slice(self) -> bool:
         """Whether a stack needs this done anew for each slice."""
         if self.estimate is None or self.requested.noise_scope == "stack":
             return False
-        return self.requested.noise_scope == "slice" or self.estimate.slices_differ
+        return self.requested.noise_scope == "slice" or self.slices_differ
 
     @property
     def noise(self) -> NoiseModel:
@@ -92,20 +104,16 @@ def prepare(
             "The FED scheme needs a diffusivity that is at most 1: it is for perona-malik only."
         )
     indices = list(plane_indices(tuple(image.shape), rows_columns))
-    samples = np.stack(
-        [
-            read_plane(image, indices[i], rows_columns).astype(np.float64)
-            for i in sample_planes(len(indices))
-        ]
-    )
-    samples[~np.isfinite(samples)] = np.nan
+    samples = _sample(image, indices, rows_columns)
     if np.isnan(samples).all():
         raise InvalidImageError("The image holds no number: every pixel is NaN or infinite.")
     estimate = None
+    differ = False
     noise = config.noise
     if noise is None:
         estimate = estimate_noise(samples, config.noise_kind)
         noise = estimate.model
+        differ = estimate.slices_differ and _can_tell(samples, config)
     config = config.with_(noise=noise, device=str(device))
     if noise.is_zero:
         # Nothing will be done; the rest is filled in only so that nothing is left open.
@@ -133,4 +141,40 @@ def prepare(
         ),
         estimate,
         requested,
+        differ,
     )
+
+
+def _sample(
+    image: Any, indices: Sequence[tuple[int, ...]], plane_axes: PlaneAxes
+) -> NDArray[np.float64]:
+    """Planes spread over the stack, or windows spread over large ones: ``(n, h, w)``, NaN where
+    a pixel isn't finite.
+
+    Some million pixels tell all there is to know about the noise; more would only take time and
+    memory.
+    """
+    chosen = [indices[i] for i in sample_planes(len(indices), _SAMPLES)]
+    shape = [image.shape[axis] for axis in plane_axes]
+    windows = [(slice(None), slice(None))]
+    if len(chosen) * shape[0] * shape[1] > _SAMPLES * _WINDOW**2:
+        starts = [range(0, max(1, size - _WINDOW + 1), _WINDOW) for size in shape]
+        windows = [
+            (slice(y, y + _WINDOW), slice(x, x + _WINDOW)) for y in starts[0] for x in starts[1]
+        ]
+    of_each = sample_planes(len(windows), max(1, _SAMPLES // len(chosen)))
+    samples = []
+    for number, index in enumerate(chosen):
+        plane = read_plane(image, index, plane_axes)
+        # Moving on from plane to plane, so that not all windows are of the same corner.
+        samples += [plane[windows[(w + number) % len(windows)]] for w in of_each]
+    taken = np.stack(samples).astype(np.float64)
+    taken[~np.isfinite(taken)] = np.nan
+    return taken
+
+
+def _can_tell(samples: NDArray[np.float64], config: DiffusionConfig) -> bool:
+    """Whether single slices say surely enough what their noise is; else the stack knows better."""
+    alone = [samples[i] for i in sample_planes(len(samples), _SLICES_ASKED)]
+    sure = [estimate_noise(s, config.noise_kind).confidence for s in alone if np.isfinite(s).any()]
+    return bool(np.median(sure) >= _SURE_ENOUGH)

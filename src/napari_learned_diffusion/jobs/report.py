@@ -25,7 +25,7 @@ class Report:
     device
         Name of the device.
     noise_before, noise_after
-        Standard deviation of the noise at the image's median intensity, in the input and what is
+        Standard deviation of the noise, root mean square over the image, in the input and what is
         left of it in the result; NaN where it wasn't measured.
     mean_drift
         Mean of the result minus mean of the input.
@@ -122,14 +122,14 @@ class Tally:
 def noise_levels(
     noise: NoiseModel, before: NDArray[Any], after: NDArray[Any]
 ) -> tuple[float, float]:
-    """Noise at a plane's median intensity, in layer units: by the model, and what is left of it.
+    """Noise of a plane, root mean square in layer units: by the model, and what is left of it.
 
     What is left is measured in stabilised units, where one number says it for all intensities.
     """
     finite = before[np.isfinite(before)]
     if noise.is_zero or finite.size == 0:
         return 0.0, 0.0
-    level = float(noise.variance(np.median(finite).astype(np.float64))) ** 0.5
+    level = float(np.sqrt(np.mean(noise.variance(finite.astype(np.float64)))))
     stabilised = noise.stabilise(np.where(np.isfinite(after), after, np.nan).astype(np.float64))
     left = estimate_noise(stabilised, "gaussian").model
     return level, level * float(left.variance(np.float64(0))) ** 0.5

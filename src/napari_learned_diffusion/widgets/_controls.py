@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtGui import QValidator, QWheelEvent
@@ -48,6 +48,23 @@ DEVICE_TITLES = {"auto": "Automatic", "cpu": "CPU", "cuda": "CUDA (NVIDIA)", "mp
 SMALLEST_TILE = 32
 LARGEST_TILE = 65_536
 LARGEST_NUMBER = 1e30
+
+
+class Colours(NamedTuple):
+    """CSS colours that can be read on a theme's background, which napari's own red can't be."""
+
+    background: str
+    quiet: str
+    error: str
+    accent: str
+
+    @classmethod
+    def of(cls, theme: Any) -> Colours:
+        """The colours that go with a theme of napari."""
+        background = theme.to_rgb_dict()["background"]
+        if theme.type == "dark":
+            return cls(background, "#c3c7ce", "#ff8a80", "#7ea2ff")
+        return cls(background, "#4a4a4f", "#b3261e", "#2456c8")
 
 
 class NumberBox(QAbstractSpinBox):
@@ -203,30 +220,20 @@ class Choice(QComboBox):
         super().wheelEvent(event)
 
 
-class DimLabel(QLabel):
-    """Small wrapped text that explains something; it takes no room while it is empty."""
+class Note(QLabel):
+    """Small wrapped text that explains something, or tells bad news in red.
 
-    def __init__(self, parent: QWidget | None = None) -> None:
-        super().__init__(parent)
-        self.setWordWrap(True)
-        self.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-        self.setTextFormat(Qt.TextFormat.PlainText)
-        self.setStyleSheet("font-size: 9pt;")
-        self.setMinimumWidth(1)
-
-    def show_text(self, text: str) -> None:
-        """Show a text."""
-        self.setText(text)
-        self.setVisible(bool(text))
-
-
-class StatusLabel(DimLabel):
-    """Small text that may be bad news, in a colour that can be read on the theme's background."""
+    It takes no room while it is empty.
+    """
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
         self._is_error = False
-        self._is_dark = True
+        self._colours = "", ""
+        self.setWordWrap(True)
+        self.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+        self.setTextFormat(Qt.TextFormat.PlainText)
+        self.setMinimumWidth(1)
 
     @property
     def is_error(self) -> bool:
@@ -235,25 +242,27 @@ class StatusLabel(DimLabel):
 
     def show_text(self, text: str) -> None:
         """Show a text in the usual colour."""
-        self._is_error = False
-        self._restyle()
-        super().show_text(text)
+        self._show(text, is_error=False)
 
     def show_error(self, text: str) -> None:
         """Show what went wrong."""
-        super().show_text(text)
-        self._is_error = True
+        self._show(text, is_error=True)
+
+    def set_colours(self, text: str, error: str) -> None:
+        """Follow napari's theme; both are CSS colours."""
+        self._colours = text, error
         self._restyle()
 
-    def set_colours(self, is_dark: bool) -> None:
-        """Follow napari's theme."""
-        self._is_dark = is_dark
+    def _show(self, text: str, *, is_error: bool) -> None:
+        self._is_error = is_error
         self._restyle()
+        self.setText(text)
+        self.setVisible(bool(text))
 
     def _restyle(self) -> None:
-        # napari's own error red has a contrast of less than 2 on its dark background.
-        red = "#ff8a80" if self._is_dark else "#b3261e"
-        self.setStyleSheet(f"font-size: 9pt; {f'color: {red};' if self._is_error else ''}")
+        style = f"font-size: 9pt; color: {self._colours[self._is_error]};"
+        if style != self.styleSheet():
+            self.setStyleSheet(style)
 
 
 class DiffusionForm(QWidget):
@@ -283,15 +292,15 @@ class DiffusionForm(QWidget):
 
     def _make_controls(self) -> None:
         self.layer = Choice({})
-        self.layer_info = StatusLabel()
+        self.layer_info = Note()
         self.model = Choice({key: card.title for key, card in self._cards.items()})
-        self.model_info = DimLabel()
+        self.model_info = Note()
         self.noise_kind = Choice(NOISE_TITLES)
         self.estimate_button = QPushButton("Estimate")
         self.noise_sigma = NumberBox(0.0, LARGEST_NUMBER)
         self.gain = NumberBox(1 / LARGEST_NUMBER, LARGEST_NUMBER)
         self.offset = NumberBox(-LARGEST_NUMBER, LARGEST_NUMBER)
-        self.noise_info = DimLabel()
+        self.noise_info = Note()
         self.noise_plot = NoisePlot()
         self.iterations = NumberBox(0, MAX_ITERATIONS, is_whole=True, start=20)
         self.denoised = QCheckBox("Denoised")
@@ -583,11 +592,11 @@ class DiffusionForm(QWidget):
         ):
             box.show_automatic(value)
 
-    def set_colours(self, theme: dict[str, str]) -> None:
-        """Follow napari's theme: its colours by name, as CSS."""
-        self.noise_plot.set_colours(
-            theme["background"], theme["text"], theme["text"], theme["current"]
-        )
+    def set_colours(self, colours: Colours) -> None:
+        """Follow napari's theme."""
+        for note in (self.layer_info, self.model_info, self.noise_info):
+            note.set_colours(colours.quiet, colours.error)
+        self.noise_plot.set_colours(colours.background, colours.quiet, colours.accent)
 
     def _show_noise(self) -> None:
         estimate, values = self._estimate, self.values()

@@ -185,14 +185,17 @@ class Source:
         )
 
     def describe(self) -> str:
-        """One line: which axes are the slice, its size and type, and which slice it is."""
+        """One line: which axes are the slice, its size and type, and which slice it is.
+
+        Slices are counted from 0, as napari counts them beside its slider.
+        """
         names = [_axis_name(label, a) for a, label in enumerate(self.placement.axis_labels)]
         rows, columns = self.plane_shape
         plane = " × ".join(names[a] for a in self.plane_axes)
         text = f"Slice {plane}, {rows} × {columns} px, {self.data.dtype}"
         if self.other_axes and self.index is not None:
             at = ", ".join(
-                f"{names[a]} {i + 1} of {self.data.shape[a]}"
+                f"{names[a]} {i} / {self.data.shape[a] - 1}"
                 for a, i in zip(self.other_axes, self.index, strict=True)
             )
             text += f" · {at}"

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from napari_learned_diffusion.core.noise import NoiseModel
     from napari_learned_diffusion.core.noise_estimation import NoiseCurve
 
-HEIGHT = 128
+HEIGHT = 132
 """Of the plot, in pixels: enough to tell a line from a constant."""
 
-LARGEST_POINT, SMALLEST_POINT = 9.0, 4.0
+LARGEST_POINT, SMALLEST_POINT = 8.0, 4.0
 """Diameters in pixels; a point's area grows with the number of image blocks behind it."""
 
 
@@ -42,7 +42,8 @@ class NoisePlot(pg.GraphicsView):  # type: ignore[misc]
         self._box = pg.ViewBox(enableMenu=False, enableMouse=False)
         self._axes = {side: pg.AxisItem(side) for side in ("left", "bottom")}
         layout = pg.GraphicsLayout()
-        layout.setContentsMargins(0, 4, 6, 0)
+        # Below, because an axis lets its label hang 5 pixels out of its own rectangle.
+        layout.setContentsMargins(0, 4, 6, 6)
         layout.setSpacing(0)
         layout.addItem(self._axes["left"], 0, 0)
         layout.addItem(self._box, 0, 1)
@@ -95,18 +96,20 @@ class NoisePlot(pg.GraphicsView):  # type: ignore[misc]
         # From 0, so that a nearly constant noise looks nearly constant.
         self._box.setYRange(0.0, (1.15 * top) or 1.0, padding=0)
 
-    def set_colours(self, background: str, text: str, points: str, line: str) -> None:
+    def set_colours(self, background: str, text: str, line: str) -> None:
         """Follow napari's theme; all are CSS colours."""
-        self.setBackground(pg.mkColor(_rgb(background)))
+        self.setBackground(_colour(background))
         for axis in self._axes.values():
-            axis.setPen(pg.mkPen(_rgb(text), width=1))
-            axis.setTextPen(pg.mkPen(_rgb(text)))
-        self._points.setBrush(pg.mkBrush(_rgb(points)))
+            axis.setPen(pg.mkPen(_colour(text), width=1))
+            axis.setTextPen(pg.mkPen(_colour(text)))
+        dots = _colour(text)
+        dots.setAlpha(170)
+        self._points.setBrush(pg.mkBrush(dots))
         self._points.setPen(pg.mkPen(None))
-        self._line.setPen(pg.mkPen(_rgb(line), width=2))
+        self._line.setPen(pg.mkPen(_colour(line), width=2))
 
 
-def _rgb(colour: str) -> QColor:
+def _colour(colour: str) -> QColor:
     """A colour as napari's themes write it, ``rgb(1, 2, 3)``."""
     if colour.startswith("rgb("):
         return QColor(*(int(part) for part in colour[4:-1].split(",")))

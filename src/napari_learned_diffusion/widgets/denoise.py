@@ -34,7 +34,7 @@ from qtpy.QtWidgets import (
 from napari_learned_diffusion.core.errors import LearnedDiffusionError
 from napari_learned_diffusion.recipe import as_python, as_shell
 from napari_learned_diffusion.widgets import _tasks
-from napari_learned_diffusion.widgets._controls import DiffusionForm, StatusLabel
+from napari_learned_diffusion.widgets._controls import Colours, DiffusionForm, Note
 from napari_learned_diffusion.widgets._form import Findings, Request, make_request
 from napari_learned_diffusion.widgets._layers import (
     MARK,
@@ -131,16 +131,19 @@ class DenoiseWidget(QWidget):
         self.stack_button = QPushButton("Denoise stack")
         self.stack_button.setToolTip("Denoise every slice of the layer, one after the other.")
         self.progress_bar = QProgressBar()
+        # A thin track; a tall empty box looks like something to type into.
+        self.progress_bar.setTextVisible(False)
+        self.progress_bar.setFixedHeight(10)
         self.cancel_button = QPushButton("Cancel")
         self.cancel_button.setToolTip("Stop at once. All layers stay as they were before the run.")
-        self.status = StatusLabel()
+        self.status = Note()
         self.python_button = QPushButton("Python")
         self.python_button.setToolTip("Copy the settings as a Python call.")
         self.shell_button = QPushButton("Shell")
         self.shell_button.setToolTip("Copy the settings as a shell command.")
 
     def _lay_out(self) -> None:
-        scroll = QScrollArea()
+        scroll = self._scroll = QScrollArea()
         scroll.setWidget(self.form)
         scroll.setWidgetResizable(True)
         scroll.setFrameShape(QFrame.Shape.NoFrame)
@@ -177,6 +180,7 @@ class DenoiseWidget(QWidget):
     def _connect(self) -> None:
         self.form.changed.connect(self._on_form)
         self.form.estimate_clicked.connect(self.estimate)
+        self.form.advanced_button.toggled.connect(self._on_advanced)
         self.live_preview.toggled.connect(self._on_live_preview)
         self.slice_button.clicked.connect(self.denoise_slice)
         self.stack_button.clicked.connect(self.denoise_stack)
@@ -208,6 +212,14 @@ class DenoiseWidget(QWidget):
         self._viewer.events.theme.connect(self._on_theme)
         self.destroyed.connect(partial(_shut_down, self._runners))
 
+    def _on_advanced(self, is_open: bool) -> None:
+        if is_open:
+            # Once the section has its height, for it opens below what is in sight.
+            QTimer.singleShot(0, self._scroll_to_advanced)
+
+    def _scroll_to_advanced(self) -> None:
+        self._scroll.ensureWidgetVisible(self.form.advanced)
+
     @property
     def is_working(self) -> bool:
         """Whether a run, a preview or an estimate is on, or a preview about to start."""
@@ -221,9 +233,13 @@ class DenoiseWidget(QWidget):
 
     def hideEvent(self, event: QHideEvent | None) -> None:
         super().hideEvent(event)
-        is_minimised = event is not None and event.spontaneous()
+        if event is not None and not event.spontaneous():
+            # Not at once: a dock that is about to float is hidden for a moment, too.
+            QTimer.singleShot(0, self._leave_with_window)
+
+    def _leave_with_window(self) -> None:
         window = self.window()
-        if not is_minimised and (window is None or not window.isVisible()):
+        if window is None or not window.isVisible():
             self._leave()
 
     def _leave(self) -> None:
@@ -233,11 +249,9 @@ class DenoiseWidget(QWidget):
             runner.cancel()
 
     def _on_theme(self) -> None:
-        theme = get_theme(self._viewer.theme)
-        colours = theme.to_rgb_dict()
+        colours = Colours.of(get_theme(self._viewer.theme))
         self.form.set_colours(colours)
-        self.status.set_colours(theme.type == "dark")
-        self.form.layer_info.set_colours(theme.type == "dark")
+        self.status.set_colours(colours.quiet, colours.error)
 
     # --- the chosen layer -------------------------------------------------------------------------
 
@@ -401,13 +415,14 @@ class DenoiseWidget(QWidget):
         # A bar of Qt counts in 32 bits; a big stack has more steps than that.
         self.progress_bar.setRange(0, 1000)
         self.progress_bar.setValue(1000 * progress.done // max(1, progress.total))
-        self.status.show_text(f"{progress.message} …")
+        share = progress.done / max(1, progress.total)
+        self.status.show_text(f"{progress.message} … {share:.0%}")
         request = self._request
         if not planes or self._out is None or request is None:
             return
         layer = find_result(self._viewer.layers, request.source, "denoised")
         if layer is not None:
-            layer.refresh(thumbnail=False, highlight=False, extent=False)
+            layer.refresh(highlight=False, extent=False)
 
     def _on_run_succeeded(self, answer: Answer) -> None:
         self._findings.add(answer.request, answer.whole, answer.used)
@@ -469,7 +484,7 @@ class DenoiseWidget(QWidget):
 
         def show(name: str, array: Any, look: dict[str, Any], is_selected: bool) -> None:
             role, data = name, array
-            if not is_whole:
+            if not is_whole and source.other_axes:
                 role, data = f"{name} (slice)", source.as_slice_of_layer(array)
             self._show(source, role, data, place, look, details, is_selected=is_selected)
 

@@ -93,6 +93,11 @@ class Diffusivity(nn.Module, ABC):
         """How many maps of the slice's size a step holds at once, for the memory budget."""
 
     @property
+    def alignment(self) -> int:
+        """Tiles must begin at multiples of this, in pixels, to give what the whole gives."""
+        return 1
+
+    @property
     def stencil_offsets(self) -> tuple[tuple[int, int], ...]:
         """The edges that this diffusivity has conductances for."""
         return Stencil().offsets
@@ -107,3 +112,32 @@ class PixelDiffusivity(Diffusivity):
 
     def conductances(self, v: Tensor, stencil: Stencil, valid: Tensor | None, step: int) -> Tensor:
         return mean_of_ends(self(v, valid, step), stencil)
+
+
+class LearnedDiffusivity(Diffusivity):
+    """A diffusivity with trained parameters, which its model card and its weights file come with.
+
+    Parameters
+    ----------
+    architecture
+        The arguments that the subclass was made with; its weights file repeats them, so that the
+        same model can be made again.
+    """
+
+    def __init__(self, **architecture: int) -> None:
+        super().__init__()
+        self.architecture = architecture
+
+    @classmethod
+    def from_config(cls, config: DiffusionConfig) -> Self:
+        from napari_learned_diffusion.core.zoo import bundled_model  # which knows this class
+
+        return bundled_model(cls)
+
+    @classmethod
+    def suggest(cls, v: NDArray[np.floating[Any]]) -> Suggestion:
+        """The iterations and the time step that the model was trained with, whatever the data."""
+        from napari_learned_diffusion.core.zoo import card  # the cards import this package
+
+        trained = card(cls.key).details["suggestion"]
+        return Suggestion(trained["iterations"] * trained["tau"], trained["tau"])

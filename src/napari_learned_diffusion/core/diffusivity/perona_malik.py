@@ -123,7 +123,7 @@ class PeronaMalik(Diffusivity):
 
     @property
     def working_maps(self) -> int:
-        return 16
+        return 28
 
     @property
     def reach(self) -> int:
@@ -131,13 +131,15 @@ class PeronaMalik(Diffusivity):
 
 
 def roughness(v: NDArray[np.floating[Any]]) -> float:
-    r"""How much the image itself adds to the differences that the noise makes.
+    r"""How much the image itself adds to the differences that the noise makes, where it shows any.
 
     .. math:: r = \frac{q_{75}\left((v_j - v_i)^2\right)}{2\,\chi^2_{1;\,0.75}} - 1
 
-    over all neighbours: 0 for pure noise, large for an image whose details tower above its noise.
-    The quantile, other than the mean, isn't carried away by a few strong edges. Exactly constant
-    areas (clipped air, skull-stripped background) hold no noise and are left out.
+    over all neighbours in blocks of 32 by 32 pixels whose variance is clearly above the noise's: 0
+    for pure noise, large for an image whose details tower above its noise. The quantile, other than
+    the mean, isn't carried away by a few strong edges; and empty background, however large, can't
+    speak for the object in it. Exactly constant areas (clipped air, stripped skull) hold no noise
+    and are left out.
 
     Parameters
     ----------
@@ -146,11 +148,11 @@ def roughness(v: NDArray[np.floating[Any]]) -> float:
 
     Returns
     -------
-    At least 0, without unit; 0 where there are no two neighbours to compare.
+    At least 0, without unit; 0 where there is no structure, or no two neighbours to compare.
     """
-    varies = ~_constant(v)
-    along_y = np.diff(v, axis=-2)[varies[:, :-1]]
-    along_x = np.diff(v, axis=-1)[varies[:, :, :-1]]
+    looked_at = _structured(v) & ~_constant(v)
+    along_y = np.diff(v, axis=-2)[looked_at[:, :-1]]
+    along_x = np.diff(v, axis=-1)[looked_at[:, :, :-1]]
     squares = np.concatenate([along_y, along_x]) ** 2
     squares = squares[np.isfinite(squares)]
     if squares.size == 0:
@@ -160,6 +162,27 @@ def roughness(v: NDArray[np.floating[Any]]) -> float:
 
 _NOISE_QUANTILE = 2 * 1.3233036969314664
 """75th percentile of a squared difference of two pixels of pure noise: 2 times chi-squared's."""
+
+_BLOCK = 32
+_STRUCTURE = 1.6
+"""Variance above which a block shows more than noise, which has 1: ten standard errors above."""
+
+
+def _structured(v: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:
+    """Pixels of the blocks whose variance says that the image shows something there."""
+    valid = np.isfinite(v)
+    filled = np.where(valid, v, 0)
+    starts = [np.arange(0, size, _BLOCK) for size in v.shape[1:]]
+
+    def block_sums(values: NDArray[Any]) -> NDArray[np.float64]:
+        over_rows = np.add.reduceat(values, starts[0], axis=1, dtype=np.float64)
+        return np.asarray(np.add.reduceat(over_rows, starts[1], axis=2))
+
+    count = np.maximum(block_sums(valid), 1)
+    variance = block_sums(filled**2) / count - (block_sums(filled) / count) ** 2
+    blocks = variance > _STRUCTURE
+    per_pixel = blocks.repeat(_BLOCK, axis=1).repeat(_BLOCK, axis=2)
+    return np.asarray(per_pixel[:, : v.shape[1], : v.shape[2]])
 
 
 def _constant(v: NDArray[np.floating[Any]]) -> NDArray[np.bool_]:

@@ -1,0 +1,193 @@
+r"""Fields of experts: diffusivities of many learned contrasts instead of the gradient alone.
+
+Every model of this file is
+
+.. math:: g(v) = \exp\Big(\vartheta_n + \sum_i \varphi_i(K_i v)\Big)
+
+with learned kernels :math:`K_i` and, for each, a learned function :math:`\varphi_i` of its answer;
+they differ in the family that the :math:`\varphi_i` are from [1]_. The learned factor
+:math:`e^{\vartheta_n}` makes the time step of iteration ``n`` longer or shorter; iterations beyond
+those that a model was trained for go on with the last one.
+
+References
+----------
+.. [1] E. Valdivia Ortega, A. Haas, A. Effland, "Learning diffusion functions for image
+   restoration", HAL hal-04573661 (2024).
+.. [2] S. Roth, M. J. Black, "Fields of experts", Int. J. Comput. Vis. 82 (2009), 205-229.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid, pad, softplus
+
+from napari_learned_diffusion.core.diffusivity.base import LearnedDiffusivity, PixelDiffusivity
+from napari_learned_diffusion.core.diffusivity.layers import contrast_convolution
+
+LARGEST_EXPONENT = 30.0
+"""Beyond it the limiter decides alone, and single precision would overflow."""
+
+
+class FieldsOfExperts(LearnedDiffusivity, PixelDiffusivity):
+    """What the families share: kernels, time steps, and how they become a diffusivity.
+
+    Parameters
+    ----------
+    experts
+        Number of kernels.
+    size
+        Rows and columns of each kernel.
+    iterations
+        Number of iterations with a time step of their own.
+    """
+
+    def __init__(self, experts: int, size: int, iterations: int) -> None:
+        super().__init__(experts=experts, size=size, iterations=iterations)
+        self.kernels = nn.Parameter(_derivatives(experts, size))
+        self.log_steps = nn.Parameter(torch.zeros(iterations))
+
+    @abstractmethod
+    def exponents(self, x: Tensor) -> Tensor:
+        """The sum of all experts' functions, ``(b, experts, h, w)`` to ``(b, 1, h, w)``."""
+
+    def forward(self, v: Tensor, valid: Tensor | None, step: int) -> Tensor:
+        x = contrast_convolution(v, self.kernels, valid)
+        log_step = self.log_steps[min(step, len(self.log_steps) - 1)]
+        return (self.exponents(x) + log_step).clamp(max=LARGEST_EXPONENT).exp()
+
+    @property
+    def reach(self) -> int:
+        return self.kernels.shape[-1] // 2 + 1
+
+    @property
+    def working_maps(self) -> int:
+        return 6 * self.kernels.shape[0] + 16
+
+
+class Splines(FieldsOfExperts):
+    r"""Every function is a spline of order 1 on 20 equal pieces of [0, 1] (FoE-S).
+
+    .. math:: \varphi_i(x) = s_i(\sigma(x)), \qquad \sigma(x) = \frac{1}{1 + e^{-x}}
+
+    The sigmoid brings all answers into the interval, finely where they are small.
+    """
+
+    key = "foe-splines"
+    pieces = 20
+
+    def __init__(self, experts: int = 24, size: int = 7, iterations: int = 10) -> None:
+        super().__init__(experts, size, iterations)
+        # Less the stronger the contrast, from a little above that of noise on.
+        knots = -torch.relu(torch.linspace(0, 1, self.pieces + 1) - 0.6)
+        self.spline_values = nn.Parameter((16.0 / experts * knots).repeat(experts, 1))
+
+    def knot_values(self) -> Tensor:
+        """Values of the splines at the ends of their pieces, ``(experts, pieces + 1)``."""
+        return self.spline_values
+
+    def exponents(self, x: Tensor) -> Tensor:
+        return spline_sum(torch.sigmoid(x), self.knot_values())
+
+
+class DecreasingSplines(Splines):
+    r"""Splines that never rise (FoE-D): the stronger a contrast, the less flows.
+
+    .. math:: s_i(k / 20) = s_i(0) - \sum_{l \le k} \operatorname{softplus}(d_{il})
+    """
+
+    key = "foe-decreasing"
+
+    def __init__(self, experts: int = 24, size: int = 7, iterations: int = 10) -> None:
+        super().__init__(experts, size, iterations)
+        drops = -self.spline_values.detach().diff(dim=1)
+        self.spline_values = nn.Parameter(self.spline_values.detach()[:, :1].clone())
+        # The inverse of softplus; a drop of 0 has none, so the flat part falls a little.
+        self.drops = nn.Parameter(torch.expm1(drops.clamp(min=0.01)).log())
+
+    def knot_values(self) -> Tensor:
+        falls = -softplus(self.drops).cumsum(dim=1)
+        return self.spline_values + pad(falls, (1, 0))
+
+
+class Monomials(FieldsOfExperts):
+    r"""Function ``i`` is a coefficient times the power ``i`` (FoE-M).
+
+    .. math:: \varphi_i(x) = c_i\, \sigma(x)^i, \qquad i = 1, 2, \dots
+    """
+
+    key = "foe-monomials"
+
+    def __init__(self, experts: int = 16, size: int = 7, iterations: int = 10) -> None:
+        super().__init__(experts, size, iterations)
+        self.coefficients = nn.Parameter(torch.full((experts,), -16.0 / experts))
+
+    def exponents(self, x: Tensor) -> Tensor:
+        powers = torch.arange(1, len(self.coefficients) + 1, device=x.device, dtype=x.dtype)
+        # As exp(i log sigma(x)): no power of a number close to 0, whose slope would be infinite.
+        monomials = (powers.view(1, -1, 1, 1) * logsigmoid(x)).exp()
+        return (self.coefficients.view(1, -1, 1, 1) * monomials).sum(dim=1, keepdim=True)
+
+
+class RothBlack(FieldsOfExperts):
+    r"""The experts of Roth and Black [2]_, a product of Student's t-distributions (FoE-RB).
+
+    .. math:: \varphi_i(x) = -\alpha_i \log\left(1 + x^2/2\right), \qquad \alpha_i > 0
+    """
+
+    key = "foe-roth-black"
+
+    def __init__(self, experts: int = 24, size: int = 7, iterations: int = 10) -> None:
+        super().__init__(experts, size, iterations)
+        self.log_alphas = nn.Parameter(torch.full((experts,), -math.log(experts / 2)))
+
+    def exponents(self, x: Tensor) -> Tensor:
+        alphas = self.log_alphas.exp().view(1, -1, 1, 1)
+        return -(alphas * torch.log1p(x.square() / 2)).sum(dim=1, keepdim=True)
+
+
+def spline_sum(t: Tensor, knot_values: Tensor) -> Tensor:
+    r"""The sum of one spline of order 1 per channel, :math:`\sum_i s_i(t_i)`.
+
+    Parameters
+    ----------
+    t
+        ``(b, n, h, w)``, in [0, 1].
+    knot_values
+        ``(n, pieces + 1)``: values at equally spaced knots from 0 to 1.
+
+    Returns
+    -------
+    ``(b, 1, h, w)``
+    """
+    n, pieces = knot_values.shape[0], knot_values.shape[1] - 1
+    position = t * pieces
+    piece = position.detach().floor().clamp(0, pieces - 1)
+    channel = torch.arange(n, device=t.device).view(1, n, 1, 1)
+    index = (piece.long() + pieces * channel).flatten()
+    value = knot_values[:, :-1].flatten().index_select(0, index).view_as(t)
+    slope = knot_values.diff(dim=1).flatten().index_select(0, index).view_as(t)
+    return (value + slope * (position - piece)).sum(dim=1, keepdim=True)
+
+
+def _derivatives(experts: int, size: int) -> Tensor:
+    r"""Kernels to begin with: derivatives of Gaussians of unit norm, ``(experts, 1, size, size)``.
+
+    First and second ones, in four directions, at growing scales, each with both signs: a decreasing
+    function can then stop at light and at dark details alike.
+    """
+    y, x = torch.meshgrid(*(torch.arange(size) - (size - 1) / 2,) * 2, indexing="ij")
+    kernels = []
+    for pair in range((experts + 1) // 2):
+        angle = math.pi * (pair % 4) / 4
+        scale = 0.7 + 0.3 * (pair // 8)
+        t = (x * math.cos(angle) + y * math.sin(angle)) / scale
+        window = torch.exp(-(x**2 + y**2) / (2 * scale**2))
+        kernel = (t if pair // 4 % 2 == 0 else t**2 - 1) * window
+        kernel = kernel - kernel.mean()
+        kernel = kernel / kernel.norm()
+        kernels += [kernel, -kernel]
+    return torch.stack(kernels[:experts]).unsqueeze(1)

@@ -1,0 +1,38 @@
+"""Layers that the learned diffusivities share."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import conv2d, pad
+
+
+def contrast_convolution(v: Tensor, kernels: Tensor, valid: Tensor | None) -> Tensor:
+    r"""Convolve an image with kernels that see contrasts only, never the brightness itself.
+
+    .. math:: x_i = \sum_d k_d\, m_{i+d}\, (v_{i+d} - v_i), \qquad
+              k \leftarrow k - \operatorname{mean}(k)
+
+    with ``m`` 1 at valid pixels and 0 elsewhere. Adding a constant to the image changes nothing, so
+    that no model needs the mean of a plane, which a tile doesn't know. The border is continued by
+    its outermost pixels.
+
+    Parameters
+    ----------
+    v
+        ``(b, 1, h, w)``, stabilised intensities.
+    kernels
+        ``(n, 1, k, k)``; an even kernel lies half a pixel down and to the right.
+    valid
+        ``(b, 1, h, w)`` of 0 and 1: pixels of 0 have no say. ``None``: all are valid.
+
+    Returns
+    -------
+    ``(b, n, h, w)``
+    """
+    size = kernels.shape[-1]
+    border = [(size - 1) // 2, size // 2] * 2
+    kernels = kernels - kernels.mean((2, 3), keepdim=True)
+    if valid is None:
+        return conv2d(pad(v, border, mode="replicate"), kernels)
+    m = pad(valid, border, mode="replicate")
+    return conv2d(pad(v, border, mode="replicate") * m, kernels) - v * conv2d(m, kernels)

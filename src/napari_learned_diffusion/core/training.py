@@ -1,0 +1,387 @@
+r"""Training a learned diffusivity on clean images with noise added.
+
+The loss of a patch is its mean squared error in units of the noise variance, times the noise level,
+
+.. math:: \ell = \frac{\sigma}{\sigma_0} \cdot
+                 \frac{1}{n} \Big\lVert \frac{u_N - u^*}{\sigma} \Big\rVert^2 ,
+                 \qquad \sigma_0 = 25,
+
+since the error that is left grows about like :math:`\sigma`: so every noise level weighs the same,
+and one set of weights serves them all. Training runs the product's own solver, the limiter
+included.
+
+Whatever is random in a step depends on the seed and the number of the step alone. A run that was
+interrupted and continued from its checkpoint is therefore the same as one that wasn't.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from napari_learned_diffusion.core.diffusivity.base import LearnedDiffusivity
+from napari_learned_diffusion.core.errors import InvalidImageError, InvalidSettingError
+from napari_learned_diffusion.core.metrics import psnr
+from napari_learned_diffusion.core.noise import Gaussian
+from napari_learned_diffusion.core.schemes import Explicit
+from napari_learned_diffusion.core.solve import iterate, solve
+from napari_learned_diffusion.core.weights import (
+    describe,
+    fill,
+    read_tensors,
+    require_model,
+    write_tensors,
+)
+
+GREY_LEVELS = 255.0
+"""Range of the training images, to which noise levels and PSNR refer."""
+
+VALIDATION_LEVELS = (15.0, 25.0, 50.0)
+VALIDATION_CROP = 160
+VALIDATION_IMAGES = 10
+
+_REFERENCE_NOISE = 25.0
+_HELD_OUT = 20
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}
+_LUMA = np.array([0.299, 0.587, 0.114])
+_HIGHEST = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
+
+Image = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train.
+
+    Parameters
+    ----------
+    steps
+        Number of optimiser steps.
+    batch, patch
+        Patches in a step, and their edge length in pixels.
+    iterations, tau
+        Diffusion steps, and their length in squared pixels.
+    noise_range
+        Lowest and highest noise level on the 0-255 scale; each patch draws its own, uniform in the
+        logarithm.
+    learning_rate
+        Highest one; it rises over the first fifth of the steps and falls to 0 along a cosine.
+    seed
+        Of the patches and of their noise.
+    """
+
+    steps: int = 3000
+    batch: int = 8
+    patch: int = 64
+    iterations: int = 10
+    tau: float = 0.25
+    noise_range: tuple[float, float] = (5.0, 75.0)
+    learning_rate: float = 2e-3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "patch", "iterations"):
+            if getattr(self, name) < 1:
+                raise InvalidSettingError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        low, high = self.noise_range
+        if not 0 < low <= high < math.inf:
+            raise InvalidSettingError(
+                f"The noise range must be two numbers above 0, the lower first, not {low}, {high}."
+            )
+        if not 0 < self.learning_rate < math.inf:
+            raise InvalidSettingError(
+                f"The learning rate must be a finite number above 0, not {self.learning_rate}."
+            )
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """What a step did.
+
+    Parameters
+    ----------
+    step
+        Number of steps done, from 1.
+    loss
+        Of this step's patches, see above.
+    learning_rate
+        That the step was done with.
+    validation
+        PSNR in dB on the held-out images by noise level; ``None`` where it wasn't measured.
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+    validation: dict[float, float] | None
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """Grey images on the 0-255 scale, each ``(h, w)``.
+
+    Parameters
+    ----------
+    training, validation
+        What is learned from, and the fixed few that are held out; a single image serves as both.
+    skipped
+        Files that weren't used, each with the reason.
+    """
+
+    training: tuple[Image, ...]
+    validation: tuple[Image, ...]
+    skipped: tuple[str, ...]
+
+
+def read_images(folders: Sequence[Path], patch: int) -> TrainingImages:
+    """All images of some folders (not of folders within them), in the order of their names.
+
+    Parameters
+    ----------
+    patch
+        Smaller images are skipped, in pixels.
+
+    Raises
+    ------
+    InvalidImageError
+        if no image is left; the message says what became of the files.
+    """
+    images, skipped = [], []
+    for folder in folders:
+        if not folder.is_dir():
+            raise InvalidImageError(f"There is no folder {folder}.")
+        for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES):
+            try:
+                image = _read_grey(path)
+                if min(image.shape) < patch:
+                    raise InvalidImageError(f"smaller than a patch of {patch} pixels")
+            except InvalidImageError as error:
+                skipped.append(f"{path.name}: {error}")
+            else:
+                images.append(image)
+    if not images:
+        reasons = "".join(f"\n  {reason}" for reason in skipped[:5])
+        raise InvalidImageError(
+            f"There is no image to train on in {', '.join(map(str, folders))}; JPEG, PNG, TIFF and "
+            f"BMP are read.{reasons}"
+        )
+    held_out = images[::_HELD_OUT]
+    training = [image for i, image in enumerate(images) if i % _HELD_OUT] or held_out
+    return TrainingImages(tuple(training), tuple(held_out[:VALIDATION_IMAGES]), tuple(skipped))
+
+
+def fit(
+    model: LearnedDiffusivity,
+    images: TrainingImages,
+    config: TrainingConfig,
+    *,
+    checkpoint: Path | None = None,
+    every: int = 250,
+) -> Generator[TrainStep, None, None]:
+    """Train a model in place, step by step.
+
+    Parameters
+    ----------
+    checkpoint
+        Written every so many steps; where the file is there already, the run goes on from it.
+    every
+        Steps between two validations, after each of which the checkpoint is written.
+
+    Yields
+    ------
+    A `TrainStep` after every step; closing the generator there ends the training.
+
+    Raises
+    ------
+    FileFormatError
+        if the checkpoint is cut short, of another model, of a newer format or no safetensors.
+    InvalidSettingError
+        if the checkpoint is of a run with other settings.
+    """
+    device = next(model.parameters()).device
+    optimiser = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
+    done = 0
+    if checkpoint is not None and checkpoint.exists():
+        done = _resume(checkpoint, model, optimiser, config)
+    for step in range(done, config.steps):
+        rate = _learning_rate(step, config)
+        optimiser.param_groups[0]["lr"] = rate
+        clean, noisy, noise_sigma = (
+            t.to(device) for t in draw_patches(images.training, config, step)
+        )
+        model.train()
+        loss = _loss(_diffuse(model, noisy, config), clean, noise_sigma)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        validation = None
+        if (step + 1) % every == 0 or step + 1 == config.steps:
+            validation = validate(model, images.validation, config)
+            if checkpoint is not None:
+                _save(checkpoint, model, optimiser, config, step + 1)
+        yield TrainStep(step + 1, float(loss.detach()), rate, validation)
+
+
+def validate(
+    model: LearnedDiffusivity, images: Sequence[Image], config: TrainingConfig
+) -> dict[float, float]:
+    """Mean PSNR, in dB, of the images' centres at each of `VALIDATION_LEVELS`."""
+    model.eval()
+    device = next(model.parameters()).device
+    means = {}
+    for noise_sigma in VALIDATION_LEVELS:
+        scores = []
+        for number, image in enumerate(images):
+            clean = _centre(image, VALIDATION_CROP).astype(np.float64)
+            rng = np.random.default_rng([number, round(noise_sigma)])
+            noisy = clean + rng.normal(0, noise_sigma, clean.shape)
+            denoised = solve(
+                torch.from_numpy(noisy).to(device, torch.float32)[None, None],
+                model,
+                noise=Gaussian(noise_sigma),
+                scheme=Explicit(config.tau),
+                iterations=config.iterations,
+            ).u[0, 0]
+            result = np.clip(denoised.double().cpu().numpy(), 0, GREY_LEVELS)
+            scores.append(psnr(result, clean, data_range=GREY_LEVELS))
+        means[noise_sigma] = float(np.mean(scores))
+    return means
+
+
+def draw_patches(
+    images: Sequence[Image], config: TrainingConfig, step: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The patches of a step: clean and noisy in units of their noise, and their noise levels.
+
+    Returns
+    -------
+    Two tensors of ``(batch, 1, patch, patch)`` and one of ``(batch,)`` on the 0-255 scale.
+    """
+    rng = np.random.default_rng([config.seed, step])
+    patches = []
+    for _ in range(config.batch):
+        image = images[int(rng.integers(len(images)))]
+        y, x = (rng.integers(n - config.patch + 1) for n in image.shape)
+        patch = np.rot90(image[y : y + config.patch, x : x + config.patch], int(rng.integers(4)))
+        patches.append(patch[:, ::-1] if rng.integers(2) else patch)
+    low, high = np.log(config.noise_range)
+    noise_sigma = np.exp(rng.uniform(low, high, config.batch))
+    clean = np.stack(patches)[:, None] / noise_sigma[:, None, None, None]
+    noisy = clean + rng.normal(size=clean.shape)
+    return (
+        torch.from_numpy(clean).float(),
+        torch.from_numpy(noisy).float(),
+        torch.from_numpy(noise_sigma).float(),
+    )
+
+
+def _diffuse(model: LearnedDiffusivity, noisy: Tensor, config: TrainingConfig) -> Tensor:
+    u = noisy
+    for state in iterate(
+        noisy,
+        model,
+        noise=Gaussian(1.0),
+        scheme=Explicit(config.tau),
+        iterations=config.iterations,
+        gradients=True,
+    ):
+        u = state.u
+    return u
+
+
+def _loss(u: Tensor, clean: Tensor, noise_sigma: Tensor) -> Tensor:
+    error = (u - clean).square().mean(dim=(1, 2, 3))
+    return (error * noise_sigma).mean() / _REFERENCE_NOISE
+
+
+def _learning_rate(step: int, config: TrainingConfig) -> float:
+    part = (step + 0.5) / config.steps
+    if part < 0.2:
+        return config.learning_rate * part / 0.2
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (part - 0.2) / 0.8))
+
+
+# --- checkpoints ------------------------------------------------------------------------------
+
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW remembers of each parameter."""
+
+
+def _save(
+    path: Path,
+    model: LearnedDiffusivity,
+    optimiser: torch.optim.AdamW,
+    config: TrainingConfig,
+    step: int,
+) -> None:
+    tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
+    for name, parameter in model.named_parameters():
+        for moment in _MOMENTS:
+            tensors[f"{moment}.{name}"] = optimiser.state[parameter][moment]
+    header = describe(model) | {"step": step, "training": _as_json(config)}
+    write_tensors(path, tensors, header)
+
+
+def _resume(
+    path: Path,
+    model: LearnedDiffusivity,
+    optimiser: torch.optim.AdamW,
+    config: TrainingConfig,
+) -> int:
+    tensors, header = read_tensors(path)
+    require_model(path, header, type(model))
+    theirs, ours = header.get("training", {}), _as_json(config)
+    differing = [f.name for f in fields(config) if theirs.get(f.name) != ours[f.name]]
+    if header["architecture"] != model.architecture or differing:
+        what = ", ".join(f"{k} {theirs.get(k)}" for k in differing) or "another architecture"
+        raise InvalidSettingError(
+            f"{path} is of a run with {what}. Continue with the same settings, or name another "
+            "checkpoint."
+        )
+    fill(path, model, {n[6:]: t for n, t in tensors.items() if n.startswith("model.")})
+    for name, parameter in model.named_parameters():
+        optimiser.state[parameter] = {
+            "step": torch.tensor(float(header["step"])),
+            **{m: tensors[f"{m}.{name}"].to(parameter.device) for m in _MOMENTS},
+        }
+    return int(header["step"])
+
+
+def _as_json(config: TrainingConfig) -> dict[str, Any]:
+    return asdict(config) | {"noise_range": list(config.noise_range)}
+
+
+# --- images -----------------------------------------------------------------------------------
+
+
+def _read_grey(path: Path) -> Image:
+    """Luma on the 0-255 scale, rounded to whole grey levels where the file holds bytes."""
+    from skimage.io import imread
+
+    try:
+        pixels = imread(path)
+    except Exception as error:  # every reader behind imread has exceptions of its own
+        raise InvalidImageError(f"can't be read ({error})") from error
+    if pixels.dtype not in _HIGHEST:
+        raise InvalidImageError(f"holds {pixels.dtype}; 8 and 16 bits are read")
+    scale = GREY_LEVELS / _HIGHEST[pixels.dtype]
+    if pixels.ndim == 3 and pixels.shape[-1] in (3, 4):
+        pixels = np.rint(pixels[..., :3] @ _LUMA)
+    elif pixels.ndim != 2:
+        raise InvalidImageError(f"is no single grey or colour image but {pixels.shape}")
+    grey: Image = (pixels * scale).astype(np.float32)
+    return grey
+
+
+def _centre(image: Image, size: int) -> Image:
+    top, left = (max(0, (n - size) // 2) for n in image.shape)
+    return image[top : top + size, left : left + size]

@@ -1,0 +1,31 @@
+"""Image files in and out: pixels together with their axes, voxel size and units.
+
+`read` and `write` turn a file into a `Volume` and back; `get_reader` and `write_image` offer the
+same to napari. A format is one entry of ``FORMATS`` in `formats`. So far that is TIFF:
+
+- read: plain and multi-page TIFF, ImageJ hyperstacks (also those over 4 GB with one directory),
+  OME-TIFF, BigTIFF, with any compression that imagecodecs knows;
+- written: the first of ImageJ TIFF, OME-TIFF and tifffile's own "shaped" TIFF that can carry the
+  volume's type, axes, voxel size and units without loss; BigTIFF where 4 GB don't suffice.
+
+Files over `LAZY_ABOVE` bytes of pixels are opened lazily, one dask chunk a plane, and dask arrays
+are written plane by plane, so that no whole stack needs to fit into memory.
+"""
+
+from napari_learned_diffusion.files._lazy import LAZY_ABOVE
+from napari_learned_diffusion.files._napari import get_reader, write_image
+from napari_learned_diffusion.files._units import PIXEL
+from napari_learned_diffusion.files.formats import COMPRESSIONS, read, supported_suffixes, write
+from napari_learned_diffusion.files.volume import Volume
+
+__all__ = [
+    "COMPRESSIONS",
+    "LAZY_ABOVE",
+    "PIXEL",
+    "Volume",
+    "get_reader",
+    "read",
+    "supported_suffixes",
+    "write",
+    "write_image",
+]

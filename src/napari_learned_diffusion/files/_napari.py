@@ -1,0 +1,189 @@
+"""The reader and the writer that the manifest offers napari, which itself isn't imported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from napari_learned_diffusion.core.errors import FileFormatError
+from napari_learned_diffusion.files._units import PIXEL
+from napari_learned_diffusion.files.formats import read, supported_suffixes, write
+from napari_learned_diffusion.files.volume import Volume
+
+if TYPE_CHECKING:
+    from napari_learned_diffusion.files.formats import PathLike
+    from napari_learned_diffusion.files.volume import Array
+
+    LayerData: TypeAlias = tuple[Array, dict[str, Any], str]
+
+_CHANNELS_TO_SPLIT = 7
+"""Up to so many channels become layers of their own; more of them are a spectrum."""
+
+_AXIS_WORDS = {"time": "T", "depth": "Z", "channel": "C", "channels": "C", "frame": "T"}
+
+
+def get_reader(path: PathLike | Sequence[PathLike]) -> Callable[[Any], list[LayerData]] | None:
+    """Offer napari a reader for the path, or for a list of paths to stack.
+
+    Returns
+    -------
+    callable or None
+        None if a name has a suffix that isn't ours.
+    """
+    paths = path if isinstance(path, Sequence) and not isinstance(path, str) else [path]
+    ours = all(Path(p).name.lower().endswith(supported_suffixes()) for p in paths)
+    return _read_layers if paths and ours else None
+
+
+def _read_layers(path: PathLike | Sequence[PathLike]) -> list[LayerData]:
+    if isinstance(path, Sequence) and not isinstance(path, str):
+        return [_layer(_stack(path))]
+    return [_layer(read(path))]
+
+
+def _stack(paths: Sequence[PathLike]) -> Volume:
+    """Several files of the same shape and type as one lazy volume with an axis before the others.
+
+    Planes become slices (Z), anything larger frames (T).
+    """
+    import dask.array as da
+
+    volumes = [read(path, lazy=True) for path in paths]
+    first = volumes[0]
+    if len(volumes) == 1:
+        return first
+    for path, volume in zip(paths, volumes, strict=True):
+        if (volume.data.shape, volume.data.dtype, volume.axes) != (
+            first.data.shape,
+            first.data.dtype,
+            first.axes,
+        ):
+            raise FileFormatError(
+                f"{path} is {volume.axes} of shape {volume.data.shape} and type "
+                f"{volume.data.dtype}, but {paths[0]} is {first.axes} of shape "
+                f"{first.data.shape} and type {first.data.dtype}: open them one by one."
+            )
+    axis = next(letter for letter in "ZTQIUVW" if letter not in first.axes)
+    return replace(
+        first,
+        data=da.stack([volume.data for volume in volumes]),  # type: ignore[no-untyped-call]
+        axes=axis + first.axes,
+        scale=(1.0, *first.scale),
+        units=(PIXEL, *first.units),
+    )
+
+
+def _layer(volume: Volume) -> LayerData:
+    """A volume as napari's layer data tuple."""
+    data, axes = volume.data, volume.axes
+    placement = volume.metadata.get("placement", {})
+    kwargs: dict[str, Any] = {}
+    if "S" in axes and data.shape[axes.index("S")] in (3, 4) and data.dtype.kind in "uf":
+        samples = axes.index("S")
+        data = data.transpose([i for i in range(data.ndim) if i != samples] + [samples])
+        kwargs["rgb"] = True
+        axes = axes.replace("S", "")
+    elif "C" in axes and 1 < data.shape[axes.index("C")] <= _CHANNELS_TO_SPLIT and not placement:
+        kwargs["channel_axis"] = axes.index("C")
+        axes = axes.replace("C", "")
+    steps = [volume.step(axis) for axis in axes]
+    name: str | list[str] = volume.name
+    if "channel_axis" in kwargs:
+        count = data.shape[kwargs["channel_axis"]]
+        names = volume.metadata.get("channel_names", [])
+        if len(names) != count:
+            names = [f"channel {i}" for i in range(count)]
+        name = [f"{volume.name} {channel}" for channel in names]
+    elif "contrast_limits" in volume.metadata and "rgb" not in kwargs:
+        kwargs["contrast_limits"] = volume.metadata["contrast_limits"]
+    return (
+        data,
+        {
+            "name": name,
+            "scale": tuple(step for step, _ in steps),
+            "units": tuple(unit for _, unit in steps),
+            "axis_labels": tuple(axis.lower() for axis in axes),
+            "metadata": dict(volume.metadata),
+            **kwargs,
+            **placement,
+        },
+        "image",
+    )
+
+
+def write_image(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
+    """Write one image layer for napari, which has asked before a file is replaced.
+
+    Parameters
+    ----------
+    path
+        Where to.
+    data
+        The layer's pixels, or its levels if it is multiscale; the finest is written.
+    meta
+        The layer's attributes; scale, units, axis labels and where it lies are kept.
+
+    Returns
+    -------
+    list of str
+        The file written.
+
+    Raises
+    ------
+    FileWriteError, FileFormatError
+        as `write`.
+    """
+    return [str(write(path, _volume_of_layer(path, data, meta), overwrite=True))]
+
+
+def _volume_of_layer(path: str, data: Any, meta: Mapping[str, Any]) -> Volume:
+    if meta.get("multiscale"):
+        data = data[0]
+    if not isinstance(data, np.ndarray) and not hasattr(data, "dask"):
+        import dask.array as da
+
+        data = da.from_array(data)  # type: ignore[no-untyped-call]
+    colour = bool(meta.get("rgb"))
+    ndim = data.ndim - colour
+    axes = _axes_of_labels(meta.get("axis_labels") or (), ndim)
+    scale = tuple(float(step) for step in meta.get("scale", (1.0,) * ndim))
+    units = tuple(str(unit) for unit in meta.get("units") or (PIXEL,) * ndim)
+    kept = {"placement": _placement(meta), "contrast_limits": meta.get("contrast_limits")}
+    return Volume(
+        data=data,
+        axes=axes + "S" * colour,
+        scale=scale + (1.0,) * colour,
+        units=units + (PIXEL,) * colour,
+        name=str(meta.get("name") or Path(path).stem),
+        metadata={key: value for key, value in kept.items() if value},
+    )
+
+
+def _axes_of_labels(labels: Sequence[str], ndim: int) -> str:
+    """Axis letters from a layer's labels, or by position where these don't tell."""
+    letters = [_AXIS_WORDS.get(label.lower(), label.upper()) for label in labels]
+    named = len(letters) == len(set(letters)) == ndim and {"Y", "X"} <= set(letters)
+    if named and all(len(letter) == 1 and letter.isalpha() and letter != "S" for letter in letters):
+        return "".join(letters)
+    return "UVWIQTZYX"[-ndim:]
+
+
+def _placement(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a layer's transforms beside its scale that do something, as plain lists."""
+    ndim = len(meta.get("scale", ()))
+    neutral = {
+        "translate": np.zeros(ndim),
+        "rotate": np.eye(ndim),
+        "shear": np.zeros(ndim * (ndim - 1) // 2),
+        "affine": np.eye(ndim + 1),
+    }
+    placement = {}
+    for key, nothing in neutral.items():
+        value = np.asarray(meta.get(key, nothing), dtype=float)
+        if value.shape != nothing.shape or not np.array_equal(value, nothing):
+            placement[key] = value.tolist()
+    return placement

@@ -1,0 +1,75 @@
+"""What `read` gives and `write` takes: pixels, and what their axes mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from napari_learned_diffusion.core.errors import InvalidImageError
+from napari_learned_diffusion.files._units import UNKNOWN, Step
+
+if TYPE_CHECKING:
+    import dask.array as da
+    from numpy.typing import NDArray
+
+    Array: TypeAlias = NDArray[Any] | da.Array
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Pixels and what their axes mean.
+
+    Parameters
+    ----------
+    data
+        Pixels in the machine's byte order, an array of numpy or dask.
+    axes
+        One capital letter an axis, none twice: ``Y`` and ``X`` span the planes, ``Z`` depth,
+        ``T`` time, ``C`` channel, ``S`` samples of a colour; ``I``, ``Q`` and others are unknown.
+    scale
+        Step along each axis in that axis' unit; 1.0 where unknown.
+    units
+        Name of each axis' unit as pint knows it, such as ``"micrometer"``; ``"pixel"`` where
+        unknown.
+    name
+        For people: the file's name without its suffix.
+    metadata
+        What else the file said: ``source`` (path), ``format``, ``series``, and where present
+        ``contrast_limits``, ``channel_names``, ``placement`` (translate, affine …), ``imagej``.
+
+    Raises
+    ------
+    InvalidImageError
+        if ``axes``, ``scale`` or ``units`` don't fit ``data``.
+    """
+
+    data: Array
+    axes: str
+    scale: tuple[float, ...]
+    units: tuple[str, ...]
+    name: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        ndim = self.data.ndim
+        if not len(self.axes) == len(self.scale) == len(self.units) == ndim:
+            raise InvalidImageError(
+                f"An image of {ndim} axes needs as many letters, steps and units; given were "
+                f"axes {self.axes!r}, scale {self.scale} and units {self.units}."
+            )
+        if len(set(self.axes)) != ndim or not {"Y", "X"} <= set(self.axes):
+            raise InvalidImageError(
+                f"Axes {self.axes!r} must hold Y and X, and no letter twice. Rename the axes."
+            )
+
+    @property
+    def plane_axes(self) -> tuple[int, int]:
+        """Positions of Y and X among the axes."""
+        return self.axes.index("Y"), self.axes.index("X")
+
+    def step(self, axis: str) -> Step:
+        """Step along an axis and its unit; 1 pixel for an axis that the volume lacks."""
+        if axis not in self.axes:
+            return UNKNOWN
+        i = self.axes.index(axis)
+        return self.scale[i], self.units[i]
