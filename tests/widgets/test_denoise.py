@@ -389,6 +389,7 @@ def test_cancelling_leaves_everything_as_it_was(
     finish(widget)
     assert jobs.closed == 1
     assert _names(model) == ["cells"]
+    assert model.layers.selection.active.name == "cells"
     assert "Cancelled" in widget.status.text()
     assert widget.slice_button.isEnabled()
     assert not widget.cancel_button.isEnabled()
@@ -441,10 +442,11 @@ def test_an_error_is_told_and_the_form_lives(
     assert widget.slice_button.isEnabled()
     assert widget.form.estimate_button.isEnabled()
     jobs.error = None
+    widget.form.iterations.set_value(3)
+    assert not widget.status.is_error
     widget.denoise_slice()
     finish(widget)
     assert _names(model) == ["cells", "cells denoised (slice)"]
-    assert not widget.status.is_error
 
 
 def test_an_error_in_the_middle_of_a_stack_leaves_no_half_result(

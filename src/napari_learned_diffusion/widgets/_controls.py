@@ -602,9 +602,7 @@ class DiffusionForm(QWidget):
         estimate, values = self._estimate, self.values()
         given = values.noise()
         text = ""
-        if given is not None:
-            text = given.describe(self._unit)
-        elif estimate is not None:
+        if given is None and estimate is not None:
             # The message begins with the model too, but without its unit.
             rest = estimate.message.removeprefix(estimate.model.describe()).lstrip(" :.;")
             text = f"{estimate.model.describe(self._unit)}\nConfidence {estimate.confidence:.0%}"

@@ -303,6 +303,8 @@ class DenoiseWidget(QWidget):
         self._ask_for_preview()
 
     def _on_form(self) -> None:
+        if self.status.is_error:
+            self.status.show_text("")  # what went wrong may have been mended just now
         self._update_source()
         self._ask_for_preview()
 
@@ -471,7 +473,10 @@ class DenoiseWidget(QWidget):
         if layer is None or layer.data is not out:
             return
         if replaced is None:
-            self._viewer.layers.remove(layer)
+            layers = self._viewer.layers
+            layers.remove(layer)
+            if layers.selection.active is None:
+                layers.selection.active = find_layer(layers, request.source.layer_id)
         else:
             layer.data = replaced
 

@@ -8,12 +8,21 @@ from typing import TYPE_CHECKING
 from napari_learned_diffusion.core.errors import UnknownModelError
 
 if TYPE_CHECKING:
-    from napari_learned_diffusion.core.diffusivity.base import Diffusivity
+    from napari_learned_diffusion.core.diffusivity.base import Diffusivity, LearnedDiffusivity
 
 REGISTRY: dict[str, str] = {
     "perona-malik": "perona_malik:PeronaMalik",
 }
 """Key to ``module:class``, so that listing the models imports no torch."""
+
+UNTRAINED: dict[str, str] = {
+    "foe-splines": "fields_of_experts:Splines",
+    "foe-decreasing": "fields_of_experts:DecreasingSplines",
+    "foe-monomials": "fields_of_experts:Monomials",
+    "foe-roth-black": "fields_of_experts:RothBlack",
+    "unet": "unet:UNet",
+}
+"""Learned diffusivities whose weights don't come with the package yet: they can only be trained."""
 
 
 def diffusivity_class(key: str) -> type[Diffusivity]:
@@ -26,6 +35,31 @@ def diffusivity_class(key: str) -> type[Diffusivity]:
     """
     if key not in REGISTRY:
         raise UnknownModelError(f"There is no model {key!r}. There are: {', '.join(REGISTRY)}.")
-    module, name = REGISTRY[key].split(":")
-    found: type[Diffusivity] = getattr(import_module(f"{__name__}.{module}"), name)
+    found: type[Diffusivity] = _import(REGISTRY[key])
+    return found
+
+
+def learned_diffusivity_class(key: str) -> type[LearnedDiffusivity]:
+    """The class of a diffusivity that can be trained.
+
+    Raises
+    ------
+    UnknownModelError
+        if there is none; the message lists those that there are.
+    """
+    from napari_learned_diffusion.core.diffusivity.base import LearnedDiffusivity
+
+    known = UNTRAINED | REGISTRY
+    found = _import(known[key]) if key in known else None
+    if found is None or not issubclass(found, LearnedDiffusivity):
+        learned = (k for k, v in known.items() if issubclass(_import(v), LearnedDiffusivity))
+        raise UnknownModelError(
+            f"There is no model {key!r} to train. There are: {', '.join(learned)}."
+        )
+    return found
+
+
+def _import(path: str) -> type:
+    module, name = path.split(":")
+    found: type = getattr(import_module(f"{__name__}.{module}"), name)
     return found

@@ -115,7 +115,7 @@ class PixelDiffusivity(Diffusivity):
 
 
 class LearnedDiffusivity(Diffusivity):
-    """A diffusivity with trained parameters, which its model card and its weights file come with.
+    """A diffusivity with trained parameters, from a weights file that a model card belongs to.
 
     Parameters
     ----------
@@ -123,6 +123,11 @@ class LearnedDiffusivity(Diffusivity):
         The arguments that the subclass was made with; its weights file repeats them, so that the
         same model can be made again.
     """
+
+    title: ClassVar[str]
+    summary: ClassVar[str]
+    reference: ClassVar[str]
+    """What training writes into the model's card: a name, a sentence for users, the paper."""
 
     def __init__(self, **architecture: int) -> None:
         super().__init__()

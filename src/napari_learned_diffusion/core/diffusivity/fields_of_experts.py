@@ -45,6 +45,11 @@ class FieldsOfExperts(LearnedDiffusivity, PixelDiffusivity):
         Number of iterations with a time step of their own.
     """
 
+    reference = (
+        "E. Valdivia Ortega, A. Haas, A. Effland, Learning diffusion functions for image "
+        "restoration, HAL hal-04573661 (2024)"
+    )
+
     def __init__(self, experts: int, size: int, iterations: int) -> None:
         super().__init__(experts=experts, size=size, iterations=iterations)
         self.kernels = nn.Parameter(_derivatives(experts, size))
@@ -77,6 +82,10 @@ class Splines(FieldsOfExperts):
     """
 
     key = "foe-splines"
+    title = "Fields of experts, splines"
+    summary = (
+        "Learned filters, each with a learned curve of how much its answer slows the diffusion."
+    )
     pieces = 20
 
     def __init__(self, experts: int = 24, size: int = 7, iterations: int = 10) -> None:
@@ -100,6 +109,10 @@ class DecreasingSplines(Splines):
     """
 
     key = "foe-decreasing"
+    title = "Fields of experts, decreasing splines"
+    summary = (
+        "As the splines, but every curve falls: the stronger a learned contrast, the less diffuses."
+    )
 
     def __init__(self, experts: int = 24, size: int = 7, iterations: int = 10) -> None:
         super().__init__(experts, size, iterations)
@@ -120,6 +133,8 @@ class Monomials(FieldsOfExperts):
     """
 
     key = "foe-monomials"
+    title = "Fields of experts, monomials"
+    summary = "Learned filters with the simplest curves, one power each."
 
     def __init__(self, experts: int = 16, size: int = 7, iterations: int = 10) -> None:
         super().__init__(experts, size, iterations)
@@ -139,6 +154,8 @@ class RothBlack(FieldsOfExperts):
     """
 
     key = "foe-roth-black"
+    title = "Fields of experts, Roth and Black"
+    summary = "Learned filters with heavy-tailed curves of one number each: a learned Perona–Malik."
 
     def __init__(self, experts: int = 24, size: int = 7, iterations: int = 10) -> None:
         super().__init__(experts, size, iterations)

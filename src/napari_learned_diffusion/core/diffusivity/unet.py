@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,14 @@ class UNet(LearnedDiffusivity, PixelDiffusivity):
     """
 
     key = "unet"
+    title = "U-Net"
+    summary = (
+        "A small neural network looks at the image before every step and says where to diffuse."
+    )
+    reference = (
+        "E. Valdivia Ortega, A. Haas, A. Effland, Learning diffusion functions for image "
+        "restoration, HAL hal-04573661 (2024)"
+    )
 
     def __init__(self, width: int = 8, iterations: int = 8) -> None:
         super().__init__(width=width, iterations=iterations)
@@ -84,7 +93,7 @@ class UNet(LearnedDiffusivity, PixelDiffusivity):
 def _block(*channels: int) -> nn.Sequential:
     """3×3 convolutions from each number of channels to the next, with a ReLU after each."""
     layers: list[nn.Module] = []
-    for i, o in zip(channels, channels[1:], strict=False):
+    for i, o in pairwise(channels):
         layers += [nn.Conv2d(i, o, 3, padding=1, padding_mode="replicate"), nn.ReLU()]
     return nn.Sequential(*layers)
 

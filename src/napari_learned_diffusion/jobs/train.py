@@ -1,0 +1,177 @@
+"""Train a learned diffusivity and write its weights and its model card."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from napari_learned_diffusion.core.device import is_out_of_memory, resolve_device
+from napari_learned_diffusion.core.diffusivity import learned_diffusivity_class
+from napari_learned_diffusion.core.diffusivity.base import LearnedDiffusivity
+from napari_learned_diffusion.core.errors import DeviceError, FileWriteError
+from napari_learned_diffusion.core.training import (
+    TrainingConfig,
+    TrainingImages,
+    TrainStep,
+    fit,
+    read_images,
+    validate,
+)
+from napari_learned_diffusion.core.weights import write_model
+from napari_learned_diffusion.jobs.progress import Job, Progress
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training made.
+
+    Parameters
+    ----------
+    weights, card
+        The files that were written.
+    validation
+        PSNR in dB on the held-out images after the last step, by noise level.
+    skipped
+        Files that weren't used, each with the reason.
+    """
+
+    weights: Path
+    card: Path
+    validation: dict[float, float]
+    skipped: tuple[str, ...]
+
+
+def train(
+    model: str,
+    folders: tuple[Path, ...],
+    output: Path,
+    config: TrainingConfig | None = None,
+    *,
+    data_name: str,
+    architecture: dict[str, int] | None = None,
+    device: str = "auto",
+    every: int = 250,
+    on_step: Callable[[TrainStep], None] | None = None,
+) -> Job[Trained]:
+    """Train ``model`` and write ``MODEL.safetensors`` and ``MODEL.json``.
+
+    An interrupted run is continued by the same call: the checkpoint lies in ``output`` until the
+    run is complete.
+
+    Parameters
+    ----------
+    model
+        Key of a learned diffusivity.
+    folders
+        Folders of clean images.
+    output
+        Folder for the weights and the card; made where it isn't there.
+    data_name
+        What the images are, for the card.
+    architecture
+        Arguments of the model other than its defaults.
+    every
+        Steps between two validations and checkpoints.
+    on_step
+        Called after every step.
+
+    Yields
+    ------
+    A `Progress` after every step; closing the generator there ends the run, and its checkpoint
+    stays.
+
+    Raises
+    ------
+    LearnedDiffusionError
+        if the model, the device or the images aren't there, if a checkpoint can't be used or the
+        output can't be written; `DeviceError` where memory runs out.
+    """
+    config = config or TrainingConfig()
+    model_class = learned_diffusivity_class(model)
+    yield Progress(0, config.steps, "Reading the images")
+    images = read_images(folders, config.patch)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileWriteError(f"The folder {output} can't be made: {error}") from error
+    # The parameters that a run begins with belong to its seed.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        arguments = {"iterations": config.iterations} | (architecture or {})
+        made = model_class(**arguments).to(resolve_device(device))
+    checkpoint = output / f"{model}.checkpoint.safetensors"
+    steps = fit(made, images, config, checkpoint=checkpoint, every=every)
+    try:
+        for step in steps:
+            if on_step is not None:
+                on_step(step)
+            yield Progress(step.step, config.steps, _message(step))
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DeviceError(
+            "There is too little memory for this batch. Take fewer or smaller patches."
+        ) from error
+    finally:
+        steps.close()
+    validation = validate(made, images.validation, config)
+    weights, card = output / f"{model}.safetensors", output / f"{model}.json"
+    write_model(weights, made.cpu())
+    facts = _card(made, images, config, data_name, validation)
+    card.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    checkpoint.unlink(missing_ok=True)
+    return Trained(weights, card, validation, images.skipped)
+
+
+def _message(step: TrainStep) -> str:
+    if step.validation is None:
+        return f"Loss {step.loss:.4f}"
+    scores = " / ".join(f"{dB:.2f}" for dB in step.validation.values())
+    return f"Loss {step.loss:.4f}, {scores} dB on the held-out images"
+
+
+def _card(
+    model: LearnedDiffusivity,
+    images: TrainingImages,
+    config: TrainingConfig,
+    data_name: str,
+    validation: dict[float, float],
+) -> dict[str, Any]:
+    return {
+        "title": model.title,
+        "summary": model.summary,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "noise_range": list(config.noise_range),
+        "details": {
+            "reference": model.reference,
+            "suggestion": {"iterations": config.iterations, "tau": config.tau},
+            "architecture": model.architecture,
+            "training": {
+                "data": data_name,
+                "images": len(images.training),
+                **asdict(config),
+                "revision": _revision(),
+                "torch": torch.__version__,
+            },
+            "validation": {
+                "images": len(images.validation),
+                "psnr": {f"{level:g}": round(dB, 3) for level, dB in validation.items()},
+            },
+        },
+    }
+
+
+def _revision() -> str | None:
+    """The commit that the code is at, where it runs from a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()
