@@ -403,7 +403,7 @@ def test_cancelling_a_second_run_keeps_the_first_result(
     widget.denoise_stack()
     finish(widget)
     first = model.layers["cells denoised"].data
-    metadata = model.layers["cells denoised"].metadata
+    metadata = dict(model.layers["cells denoised"].metadata)
     _start(qtbot, widget, jobs, "denoise_stack")
     assert model.layers["cells denoised"].data is not first
     widget.cancel()
@@ -556,6 +556,7 @@ def test_estimating_fills_the_boxes_of_the_kind_that_is_chosen(
     widget.estimate()
     finish(widget)
     assert widget.form.values().config().noise == noise
+    assert widget.form.noise_plot.isVisibleTo(widget.form)
     widget.estimate()
     finish(widget)
     assert widget.form.values().config().noise == noise
@@ -818,6 +819,31 @@ def test_real_jobs_from_noise_to_result(
     widget.denoise_slice()
     finish(widget)
     np.testing.assert_allclose(model.layers["edge denoised (slice)"].data[0], result[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("scope", ["stack", "slice"])
+def test_real_jobs_give_a_slice_as_they_give_it_in_the_stack(
+    model: ViewerModel, make_widget: Make, finish: Finish, scope: str
+) -> None:
+    from napari_learned_diffusion.jobs import denoise as real_jobs
+
+    rng = np.random.default_rng(2)
+    level = np.array([5.0, 20.0, 60.0])[:, None, None]
+    model.add_image((500 + rng.normal(0, 1, (3, 64, 64)) * level).astype(np.float32), name="uneven")
+    widget = make_widget(model)
+    widget._load_jobs = lambda: real_jobs
+    widget.form.noise_scope.set_key(scope)
+    widget.denoise_stack()
+    finish(widget)
+    for at in (0, 2):
+        model.dims.set_point(0, at)
+        widget.denoise_slice()
+        finish(widget)
+        np.testing.assert_allclose(
+            model.layers["uneven denoised (slice)"].data[0],
+            model.layers["uneven denoised"].data[at],
+            rtol=1e-6,
+        )
 
 
 def test_real_jobs_with_no_noise_say_so(

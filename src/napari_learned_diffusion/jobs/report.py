@@ -52,7 +52,7 @@ class Report:
 
     def summary(self, unit: str = "") -> str:
         """The report in one line."""
-        parts = [f"{self.seconds:.2f} s on {self.device}"]
+        parts = [f"{self.seconds:.3g} s on {self.device}"]
         if np.isfinite(self.noise_after):
             parts.append(f"noise {self.noise_before:.3g} → {self.noise_after:.3g} {unit}".rstrip())
         parts.append(f"mean drift {self.mean_drift:.1g} {unit}".rstrip())

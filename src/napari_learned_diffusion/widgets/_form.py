@@ -244,8 +244,16 @@ class Findings:
         return replace(known, prepared=prepared)
 
     def estimate(self, source: Source, config: DiffusionConfig) -> NoiseEstimate | None:
-        """The noise that was last found in that layer, for people to see."""
-        return _look_up(self._estimate, _noise_key(source, config))
+        """The noise that was last found in that layer, for people to see.
+
+        To a noise model that the user gives, measurements for any kind of noise may be compared.
+        """
+        if self._estimate is None:
+            return None
+        (layer_id, plane_axes, *kind), estimate = self._estimate
+        is_of_layer = (layer_id, plane_axes) == (source.layer_id, source.plane_axes)
+        is_of_kind = kind == [config.noise_kind, config.noise_scope]
+        return estimate if is_of_layer and (is_of_kind or config.noise is not None) else None
 
     def used(self, source: Source, config: DiffusionConfig) -> DiffusionConfig | None:
         """What those settings have last become on that layer, for people to see."""

@@ -69,7 +69,7 @@ class Placement:
             "axis_labels": self.axis_labels,
         }
 
-    def apply(self, layer: Image) -> None:
+    def apply(self, layer: Layer) -> None:
         """Move an existing layer to this place."""
         now = Placement.of(layer).keywords()
         for name, value in self.keywords().items():
@@ -214,8 +214,8 @@ def _linear_matrix(place: Placement) -> NDArray[np.float64]:
     return np.asarray(transform.linear_matrix, dtype=np.float64)
 
 
-def check(layer: Layer) -> None:
-    """Refuse what can't be denoised.
+def check(layer: Layer) -> Image:
+    """Give the layer back as the image it is, or refuse what can't be denoised.
 
     Raises
     ------
@@ -258,6 +258,7 @@ def check(layer: Layer) -> None:
         )
     if kind not in "iuf":
         raise InvalidImageError(f"“{name}” holds {layer.data.dtype}, not numbers.")
+    return layer
 
 
 def read(layer: Layer, dims: Dims) -> Source:
@@ -268,8 +269,8 @@ def read(layer: Layer, dims: Dims) -> Source:
     InvalidImageError
         if the layer can't be denoised.
     """
-    check(layer)
-    data = _as_array(layer.data)
+    image = check(layer)
+    data = _as_array(image.data)
     order = _layer_order(dims, data.ndim)
     first, second = sorted(order[-2:])
     index, problem = _slice_in_view(layer, data, dims, order)
@@ -277,7 +278,7 @@ def read(layer: Layer, dims: Dims) -> Source:
     to_world = place.affine[:-1, :-1] @ _linear_matrix(place)
     lengths = np.linalg.norm(to_world, axis=0)
     unit = layer.metadata.get(INTENSITY_UNIT, "")
-    low, high = layer.contrast_limits_range
+    low, high = image.contrast_limits_range
     return Source(
         layer_id=layer.unique_id,
         name=str(layer.name),
@@ -289,10 +290,10 @@ def read(layer: Layer, dims: Dims) -> Source:
         placement=place,
         intensity_unit=unit if isinstance(unit, str) else "",
         display={
-            "contrast_limits": tuple(layer.contrast_limits),
-            "colormap": layer.colormap.name,
-            "gamma": layer.gamma,
-            "interpolation2d": layer.interpolation2d,
+            "contrast_limits": tuple(image.contrast_limits),
+            "colormap": image.colormap.name,
+            "gamma": image.gamma,
+            "interpolation2d": image.interpolation2d,
         },
         contrast_limits_range=(float(low), float(high)),
         metadata=dict(layer.metadata),
@@ -346,7 +347,8 @@ def find_result(layers: Iterable[Layer], source: Source, role: str) -> Image | N
     """
     for layer in layers:
         mark = mark_of(layer)
-        if mark.get("role") == role and mark.get("source_id") == str(source.layer_id):
+        is_result = mark.get("role") == role and mark.get("source_id") == str(source.layer_id)
+        if is_result and isinstance(layer, Image):
             return layer
     return None
 

@@ -63,7 +63,7 @@ def _step(job: Job[Any], cancelled: threading.Event) -> Generator[Progress, None
         job.close()
 
 
-class _Worker(GeneratorWorker[Progress, None, _Outcome]):  # type: ignore[misc]
+class _Worker(GeneratorWorker[Progress, None, _Outcome]):
     """A generator worker that closes its generator in its own thread."""
 
     def work(self) -> _Outcome | Exception | None:
@@ -74,7 +74,7 @@ class _Worker(GeneratorWorker[Progress, None, _Outcome]):  # type: ignore[misc]
         return outcome
 
 
-class _ActivityProgress(cancelable_progress):  # type: ignore[misc]
+class _ActivityProgress(cancelable_progress):
     """A bar in napari's activity dock whose button cancels at once.
 
     napari calls ``cancel_callback`` only while it iterates, and here nothing is iterated.
@@ -180,7 +180,7 @@ class Runner(QObject):
             self._worker.yielded.disconnect(self._on_yielded)
             self._worker.returned.disconnect(self._on_returned)
             self._worker.errored.disconnect(self._on_errored)
-            self._worker.finished.disconnect(self._on_finished)
+            self._worker.signals.finished.disconnect(self._on_finished)
             self._worker = None
         self._close_activity()
         self._running = None
@@ -205,7 +205,7 @@ class Runner(QObject):
         worker.yielded.connect(self._on_yielded)
         worker.returned.connect(self._on_returned)
         worker.errored.connect(self._on_errored)
-        worker.finished.connect(self._on_finished)
+        worker.signals.finished.connect(self._on_finished)
         self._worker = worker
         self._flush_timer.start()
         worker.start()

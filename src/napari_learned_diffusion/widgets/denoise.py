@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields
 from functools import partial
@@ -93,7 +93,7 @@ class DenoiseWidget(QWidget):
         self._viewer = napari_viewer
         self._load_jobs = load_jobs
         self._findings = Findings()
-        self._watched: list[Layer] = []
+        self._watched: Sequence[Layer] = ()
         self._source: Source | None = None
         self._preview_id: Hashable = None
 
@@ -272,7 +272,7 @@ class DenoiseWidget(QWidget):
         self.form.set_layers(dict(zip(ids, (layer.name for layer in layers), strict=True)), chosen)
         self._update_source()
 
-    def _watch(self, layers: list[Layer]) -> None:
+    def _watch(self, layers: Sequence[Layer]) -> None:
         for layer in self._watched:
             layer.events.name.disconnect(self._on_layers)
             layer.events.data.disconnect(self._on_data)
@@ -460,8 +460,12 @@ class DenoiseWidget(QWidget):
     def _show_unfinished(self, source: Source, out: NDArray[Any]) -> None:
         """Put the array that is being filled on display."""
         layer = find_result(self._viewer.layers, source, "denoised")
-        self._replaced = None if layer is None else layer.data
-        self._show(source, "denoised", out, source.placement, source.display, {})
+        if layer is not None and layer.ndim == out.ndim:
+            # Everything else follows when the run has ended well.
+            self._replaced = layer.data
+            layer.data = out
+        else:
+            self._show(source, "denoised", out, source.placement, source.display, {})
 
     def _roll_back(self) -> None:
         """Undo `_show_unfinished`."""

@@ -21,7 +21,8 @@ def contrast_convolution(v: Tensor, kernels: Tensor, valid: Tensor | None) -> Te
     v
         ``(b, 1, h, w)``, stabilised intensities.
     kernels
-        ``(n, 1, k, k)``; an even kernel lies half a pixel down and to the right.
+        ``(n, 1, rows, columns)``, centred on the pixel; along an axis where a kernel is even, half
+        a pixel further, which is the middle of the edge to the next pixel.
     valid
         ``(b, 1, h, w)`` of 0 and 1: pixels of 0 have no say. ``None``: all are valid.
 
@@ -29,8 +30,8 @@ def contrast_convolution(v: Tensor, kernels: Tensor, valid: Tensor | None) -> Te
     -------
     ``(b, n, h, w)``
     """
-    size = kernels.shape[-1]
-    border = [(size - 1) // 2, size // 2] * 2
+    rows, columns = kernels.shape[-2:]
+    border = [(columns - 1) // 2, columns // 2, (rows - 1) // 2, rows // 2]
     kernels = kernels - kernels.mean((2, 3), keepdim=True)
     if valid is None:
         return conv2d(pad(v, border, mode="replicate"), kernels)

@@ -81,9 +81,9 @@ class UNet(LearnedDiffusivity, PixelDiffusivity):
 
     @property
     def reach(self) -> int:
-        # Convolutions at resolutions 1, 1/2 and 1/4: 2 + 2 + 2, 2 (3 + 2) and 4 · 3; pooled cells
-        # reach up to 3 beyond a pixel on the way down and 3 on the way up; and an edge's other end.
-        return 6 + 10 + 12 + 6 + 1
+        # From a pixel back: 2 convolutions, pooled to 1/2, 2 there, pooled to 1/4, 3 there; then 3
+        # at 1/2 and 4 pixels at full resolution. From the worst place in a cell of 4 these are 31.
+        return 31
 
     @property
     def working_maps(self) -> int:
