@@ -96,9 +96,10 @@ def _no_gui_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     from qtpy.QtCore import QCoreApplication, QEvent, QThreadPool
 
     workers_are_done = QThreadPool.globalInstance().waitForDone(THREAD_POOL_TIMEOUT_MS)
-    gc.collect()
+    # Qt's deletions first: where Python collects the wrappers before them, Qt deletes some twice.
     QCoreApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
     app.processEvents()
+    gc.collect()
 
     windows = [w for w in app.topLevelWidgets() if w not in windows_before and _is_ours(w)]
     names = [f"{type(w).__name__} {w.objectName()!r} {w.windowTitle()!r}" for w in windows]

@@ -150,6 +150,7 @@ def test_napari_layer_data(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert noise_model_from_dict(layer.metadata["noise"]) == sample.noise
     np.testing.assert_array_equal(layer.metadata["reference"], sample.reference)
     assert layer.metadata["description"]
+    assert layer.metadata["intensity_unit"] == sample.intensity_unit
 
 
 def test_needs_neither_torch_nor_napari() -> None:

@@ -48,6 +48,8 @@ class Sample:
         Darkest and brightest displayed value, in layer units.
     description
         How the stack came about, in one or two sentences for people.
+    intensity_unit
+        Unit of the intensities; empty where they have none.
     """
 
     noisy: NDArray[Any]
@@ -58,6 +60,7 @@ class Sample:
     name: str
     contrast_limits: tuple[float, float]
     description: str
+    intensity_unit: str = ""
 
     @property
     def units(self) -> tuple[str, str, str]:
@@ -81,6 +84,7 @@ class Sample:
                 "reference": self.reference,
                 "noise": self.noise.to_dict(),
                 "description": self.description,
+                "intensity_unit": self.intensity_unit,
             },
         }
         return self.noisy, keywords, "image"
@@ -200,6 +204,7 @@ def low_dose_ct(seed: int = 0) -> Sample:
             f"Simulated chest CT in Hounsfield units, {photons:.0f} photons a ray, "
             "filtered back projection."
         ),
+        intensity_unit="HU",
     )
 
 
@@ -761,6 +766,7 @@ def fluorescence(seed: int = 0) -> Sample:
             "Simulated confocal stack of a cell, "
             f"{photons.max():.0f} photons at its brightest pixel."
         ),
+        intensity_unit="counts",
     )
 
 
