@@ -41,7 +41,7 @@ __all__ = [
 _PROGRESS_PER_PLANE = 1000
 """Units of progress that a plane counts, however many steps it takes."""
 
-_MEASURED_PLANES = 4
+_MEASURED_PLANES = 2
 """Planes of a result whose remaining noise is measured for the report."""
 
 

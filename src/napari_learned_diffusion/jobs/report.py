@@ -124,15 +124,21 @@ def noise_levels(
 ) -> tuple[float, float]:
     """Noise of a plane, root mean square in layer units: by the model, and what is left of it.
 
-    What is left is measured in stabilised units, where one number says it for all intensities.
+    What is left is the part that the same estimate finds of it after and before, in stabilised units,
+    where one number says it for all intensities.
     """
     finite = before[np.isfinite(before)]
     if noise.is_zero or finite.size == 0:
         return 0.0, 0.0
     level = float(np.sqrt(np.mean(noise.variance(finite.astype(np.float64)))))
-    stabilised = noise.stabilise(np.where(np.isfinite(after), after, np.nan).astype(np.float64))
-    left = estimate_noise(stabilised, "gaussian").model
-    return level, level * float(left.variance(np.float64(0))) ** 0.5
+    found_before, found_after = (_stabilised_sigma(noise, plane) for plane in (before, after))
+    return level, level * found_after / found_before if found_before > 0 else level
+
+
+def _stabilised_sigma(noise: NoiseModel, plane: NDArray[Any]) -> float:
+    finite = np.where(np.isfinite(plane), plane, np.nan).astype(np.float64)
+    found = estimate_noise(noise.stabilise(finite), "gaussian").model
+    return float(found.variance(np.float64(0))) ** 0.5
 
 
 def _union(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:

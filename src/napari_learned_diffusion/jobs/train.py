@@ -103,8 +103,7 @@ def train(
     # The parameters that a run begins with belong to its seed.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        arguments = {"iterations": config.iterations} | (architecture or {})
-        made = model_class(**arguments).to(resolve_device(device))
+        made = model_class(**(architecture or {})).to(resolve_device(device))
     checkpoint = output / f"{model}.checkpoint.safetensors"
     steps = fit(made, images, config, checkpoint=checkpoint, every=every)
     try:
