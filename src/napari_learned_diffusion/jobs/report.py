@@ -124,7 +124,7 @@ def noise_levels(
 ) -> tuple[float, float]:
     """Noise of a plane, root mean square in layer units: by the model, and what is left of it.
 
-    What is left is the part that the same estimate finds of it after and before, in stabilised units,
+    What is left is as much less as the same measure finds after than before, in stabilised units,
     where one number says it for all intensities.
     """
     finite = before[np.isfinite(before)]
@@ -132,7 +132,8 @@ def noise_levels(
         return 0.0, 0.0
     level = float(np.sqrt(np.mean(noise.variance(finite.astype(np.float64)))))
     found_before, found_after = (_stabilised_sigma(noise, plane) for plane in (before, after))
-    return level, level * found_after / found_before if found_before > 0 else level
+    left = found_after / found_before if found_before > 0 else 1.0
+    return level, level * left
 
 
 def _stabilised_sigma(noise: NoiseModel, plane: NDArray[Any]) -> float:
