@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -139,7 +140,7 @@ def noise_levels(
 def _stabilised_sigma(noise: NoiseModel, plane: NDArray[Any]) -> float:
     finite = np.where(np.isfinite(plane), plane, np.nan).astype(np.float64)
     found = estimate_noise(noise.stabilise(finite), "gaussian").model
-    return float(found.variance(np.float64(0))) ** 0.5
+    return math.sqrt(found.variance(0.0))
 
 
 def _union(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
