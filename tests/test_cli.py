@@ -610,7 +610,8 @@ class TestEstimateNoise:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["denoise", "--help"], ["models"], ["--version"]]
+    "arguments",
+    [["--help"], ["denoise", "--help"], ["train", "--help"], ["models"], ["--version"]],
 )
 def test_help_imports_neither_torch_nor_qt(arguments: list[str]) -> None:
     script = (

@@ -28,6 +28,7 @@ from rich.progress import Progress as ProgressBars
 from rich.table import Table
 from typer.core import TyperGroup
 
+from napari_learned_diffusion.cli_train import train
 from napari_learned_diffusion.config import (
     DEFAULT_MODEL,
     DiffusionConfig,
@@ -538,6 +539,9 @@ def models() -> None:
         default = " It is the default." if card.key == DEFAULT_MODEL else ""
         table.add_row(card.key, f"{card.parameters:,}", f"{card.title}. {card.summary}{default}")
     Console().print(table)
+
+
+app.command()(train)
 
 
 # --- files ----------------------------------------------------------------------------------------

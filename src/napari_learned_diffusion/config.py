@@ -27,6 +27,8 @@ PRECISIONS: tuple[Precision, ...] = ("float32", "float64")
 NOISE_CHOICES: tuple[NoiseChoice, ...] = ("auto", "gaussian", "poisson-gaussian")
 NOISE_SCOPES: tuple[NoiseScope, ...] = ("auto", "stack", "slice")
 MAX_ITERATIONS = 100_000
+CHECKPOINT_EVERY = 250
+"""Steps of a training between two validations and checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,54 @@ class TilingConfig:
             raise InvalidSettingError("The memory budget must be above 0 bytes.")
 
 
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train.
+
+    Parameters
+    ----------
+    steps
+        Number of optimiser steps.
+    batch, patch
+        Patches in a step, of all processes together, and their edge length in pixels.
+    iterations, tau
+        Diffusion steps, and their length in squared pixels.
+    noise_range
+        Lowest and highest noise level on the 0-255 scale; each patch draws its own, uniform in the
+        logarithm.
+    learning_rate
+        Highest one; it rises over the first fifth of the steps and falls to 0 along a cosine.
+    seed
+        Of the first parameters, the patches and their noise, at least 0.
+    """
+
+    steps: int = 3000
+    batch: int = 4
+    patch: int = 64
+    iterations: int = 8
+    tau: float = 0.25
+    noise_range: tuple[float, float] = (5.0, 75.0)
+    learning_rate: float = 2e-3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "patch", "iterations"):
+            if getattr(self, name) < 1:
+                raise InvalidSettingError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        _check_positive("tau", self.tau)
+        if self.seed < 0:
+            raise InvalidSettingError(f"seed must be at least 0, not {self.seed}.")
+        low, high = self.noise_range
+        if not 0 < low <= high < math.inf:
+            raise InvalidSettingError(
+                f"The noise range must be two numbers above 0, the lower first, not {low}, {high}."
+            )
+        if not 0 < self.learning_rate < math.inf:
+            raise InvalidSettingError(
+                f"The learning rate must be a finite number above 0, not {self.learning_rate}."
+            )
+
+
 def _check_positive(name: str, value: float | None) -> None:
     if value is not None and not (math.isfinite(value) and value > 0):
         raise InvalidSettingError(f"{name} must be a finite number above 0, not {value}.")
@@ -166,5 +216,6 @@ __all__ = [
     "NoiseModel",
     "PoissonGaussian",
     "TilingConfig",
+    "TrainingConfig",
     "noise_from_arguments",
 ]

@@ -1,4 +1,4 @@
-"""PSNR, SSIM and the affine fit, against their definitions and against hand-made cases."""
+"""Each measure against its definition and against hand-made cases."""
 
 from __future__ import annotations
 
@@ -6,19 +6,38 @@ import doctest
 import math
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
+from scipy import ndimage
 from scipy.ndimage import gaussian_filter
 
 from napari_learned_diffusion.core import metrics
-from napari_learned_diffusion.core.errors import InvalidImageError, InvalidSettingError
-from napari_learned_diffusion.core.metrics import SSIM_MIN_PIXELS, affine_fit, psnr, ssim
+from napari_learned_diffusion.core.errors import (
+    InvalidImageError,
+    InvalidSettingError,
+    MissingDependencyError,
+)
+from napari_learned_diffusion.core.metrics import (
+    LPIPS_MIN_PIXELS,
+    SSIM_MIN_PIXELS,
+    affine_fit,
+    anisotropic_share,
+    anisotropy_threshold,
+    lpips,
+    lpips_missing,
+    psnr,
+    ssim,
+    zhu_milanfar_q,
+)
 
 Image = NDArray[np.float64]
 
@@ -161,6 +180,224 @@ def test_a_range_that_is_none(metric: Callable[..., float], data_range: float) -
 def test_ssim_of_what_is_no_slice(shape: tuple[int, ...]) -> None:
     with pytest.raises(InvalidImageError, match="at least 11 x 11"):
         ssim(np.zeros(shape), np.zeros(shape), data_range=1)
+
+
+# --- without a reference ----------------------------------------------------------------------
+
+
+def edges(size: int = 128) -> Image:
+    """Discs on a ramp: flat areas, edges of every direction, corners of none."""
+    y, x = np.mgrid[:size, :size] - size / 2
+    return 60 + 0.3 * x + 80 * (np.hypot(x, y) < size / 3) - 50 * (np.hypot(x + 9, y) < size / 6)
+
+
+def literal_q(u: Image, significance: float = 0.001, size: int = 8) -> float:
+    """Zhu and Milanfar's definition, patch by patch."""
+    root = significance ** (1 / (size**2 - 1))
+    tau = math.sqrt((1 - root) / (1 + root))
+    total, count = 0.0, 0
+    for top in range(0, u.shape[0] - size + 1, size):
+        for left in range(0, u.shape[1] - size + 1, size):
+            gy, gx = np.gradient(u[top : top + size, left : left + size])
+            s1, s2 = np.linalg.svd(np.column_stack([gx.ravel(), gy.ravel()]), compute_uv=False)
+            coherence = (s1 - s2) / (s1 + s2) if s1 > 0 else 0.0
+            total += s1 * coherence if coherence > tau else 0.0
+            count += 1
+    return total / count
+
+
+class TestThreshold:
+    def test_by_hand(self) -> None:
+        assert anisotropy_threshold(2, 0.6) == pytest.approx(0.5)  # sqrt(0.4 / 1.6)
+        assert anisotropy_threshold(4, 0.008) == pytest.approx(math.sqrt(0.8 / 1.2))
+
+    def test_stricter_and_smaller_patches_need_more(self) -> None:
+        assert anisotropy_threshold(64, 0.0001) > anisotropy_threshold(64, 0.001)
+        assert anisotropy_threshold(16, 0.001) > anisotropy_threshold(64, 0.001)
+
+    def test_noise_passes_as_often_as_it_says(self) -> None:
+        patches = np.random.default_rng(2).normal(size=(2000, 8, 8))
+        passed = sum(zhu_milanfar_q(patch, significance=0.05) > 0 for patch in patches)
+        assert 70 < passed < 130  # 100, give or take 10
+
+    @pytest.mark.parametrize(
+        ("pixels", "significance"), [(1, 0.1), (64, 0), (64, 1), (64, math.nan)]
+    )
+    def test_refuses(self, pixels: int, significance: float) -> None:
+        with pytest.raises(InvalidSettingError):
+            anisotropy_threshold(pixels, significance)
+
+
+class TestQ:
+    def test_of_a_patch_by_hand(self) -> None:
+        """Gradients (0, 0), (0, a), (a, 0), (a, a): squared singular values 3 a² and a²."""
+        corner = np.array([[0.0, 0.0], [0.0, 7.0]])
+        root3 = math.sqrt(3)
+        expected = 7 * root3 * (root3 - 1) / (root3 + 1)
+        assert zhu_milanfar_q(corner, patch_size=2, significance=0.9) == pytest.approx(expected)
+        assert zhu_milanfar_q(corner, patch_size=2) == 0  # R = 0.27 is below the threshold of 0.90
+
+    def test_patches_without_structure_count_in_the_mean(self) -> None:
+        ramp = np.zeros((8, 16))
+        ramp[:, :8] = 3 * np.arange(8)
+        assert zhu_milanfar_q(ramp) == pytest.approx(24 / 2)
+
+    @pytest.mark.parametrize("significance", [0.001, 0.1])
+    def test_is_the_literal_definition(self, significance: float) -> None:
+        noisy = edges() + np.random.default_rng(3).normal(0, 10, (128, 128))
+        assert zhu_milanfar_q(noisy, significance=significance) == pytest.approx(
+            literal_q(noisy, significance)
+        )
+
+    def test_what_is_left_over_does_not_count(self) -> None:
+        image = edges(64)
+        wider = np.pad(image, ((0, 7), (0, 3)), constant_values=1e4)
+        assert zhu_milanfar_q(wider) == zhu_milanfar_q(image)
+
+    def test_noise_and_blur_lower_it(self) -> None:
+        noise = np.random.default_rng(4).normal(size=(128, 128))
+        noisy = [zhu_milanfar_q(edges() + s * noise) for s in (0, 25, 100)]
+        blurred = [zhu_milanfar_q(gaussian_filter(edges(), s)) for s in (1, 2, 4)]
+        assert noisy == sorted(noisy, reverse=True)
+        assert blurred == sorted(blurred, reverse=True)
+
+    @given(scale=st.floats(0.01, 100), shift=st.floats(-1e3, 1e3))
+    def test_scales_with_the_image_and_forgets_the_brightness(
+        self, scale: float, shift: float
+    ) -> None:
+        image = edges(64)
+        assert zhu_milanfar_q(scale * image + shift) == pytest.approx(scale * zhu_milanfar_q(image))
+
+
+class TestAnisotropicShare:
+    def test_is_that_of_the_whole_filter(self) -> None:
+        """The filter taken apart into rows and columns is OpenCV's Sobel of 5 x 5."""
+        noisy = edges() + np.random.default_rng(5).normal(0, 30, (128, 128))
+        kernel = np.outer([1, 4, 6, 4, 1], [-1, -2, 0, 2, 1])
+        gx, gy = (ndimage.correlate(noisy, k, mode="mirror") for k in (kernel, kernel.T))
+        passed = []
+        for top, left in np.ndindex(16, 16):
+            part = np.s_[8 * top : 8 * top + 8, 8 * left : 8 * left + 8]
+            matrix = np.column_stack([gx[part].ravel(), gy[part].ravel()])
+            s1, s2 = np.linalg.svd(matrix, compute_uv=False)
+            passed.append((s1 - s2) / (s1 + s2) > anisotropy_threshold(64))
+        assert anisotropic_share(noisy) == pytest.approx(100 * np.mean(passed))
+        assert 10 < anisotropic_share(noisy) < 90
+
+    def test_pure_noise_passes_seldom(self) -> None:
+        noise = np.random.default_rng(6).normal(size=(512, 512))
+        assert 5 < anisotropic_share(noise) < 11
+
+    @given(scale=st.floats(0.01, 100), shift=st.floats(-1e3, 1e3))
+    def test_scaling_changes_nothing(self, scale: float, shift: float) -> None:
+        noisy = edges(64) + np.random.default_rng(7).normal(0, 20, (64, 64))
+        assert anisotropic_share(scale * noisy + shift) == anisotropic_share(noisy)
+
+
+@pytest.mark.parametrize("measure", [zhu_milanfar_q, anisotropic_share])
+class TestWithoutReference:
+    @pytest.mark.parametrize("value", [0, 0.1, -1e6])
+    def test_a_constant_shows_nothing(self, measure: Callable[..., float], value: float) -> None:
+        assert measure(np.full((24, 24), value)) == 0
+
+    def test_rounding_is_no_structure(self, measure: Callable[..., float]) -> None:
+        one = np.full((24, 24), 0.1)
+        one[::2] = np.nextafter(0.1, 1)
+        assert measure(one) == 0
+
+    def test_turning_changes_nothing(self, measure: Callable[..., float]) -> None:
+        noisy = edges(64) + np.random.default_rng(8).normal(0, 10, (64, 64))
+        for turned in (noisy.T, np.rot90(noisy), noisy[::-1]):
+            assert measure(turned) == pytest.approx(measure(noisy))
+
+    def test_bytes_do_not_wrap_around(self, measure: Callable[..., float]) -> None:
+        image = np.clip(edges(), 0, 255).astype(np.uint8)
+        assert measure(image) == pytest.approx(measure(image.astype(float)))
+        assert measure(image) > 0
+
+    @pytest.mark.parametrize("shape", [(7, 40), (2, 16, 16), (64,), (0, 8)])
+    def test_what_is_no_slice(self, measure: Callable[..., float], shape: tuple[int, ...]) -> None:
+        with pytest.raises(InvalidImageError):
+            measure(np.zeros(shape))
+
+    def test_values_that_are_not_finite(self, measure: Callable[..., float]) -> None:
+        with pytest.raises(InvalidImageError, match="NaN"):
+            measure(np.full((16, 16), np.nan))
+
+    @pytest.mark.parametrize("wrong", [{"patch_size": 1}, {"significance": 2.0}])
+    def test_settings(self, measure: Callable[..., float], wrong: dict[str, float]) -> None:
+        with pytest.raises(InvalidSettingError):
+            measure(np.zeros((16, 16)), **wrong)
+
+
+# --- LPIPS ------------------------------------------------------------------------------------
+
+
+def no_module(name: str) -> None:
+    return None
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[torch.Tensor]]:
+    """A package in the place of lpips that keeps what it is given: no figure comes of it."""
+    given_to_it: list[torch.Tensor] = []
+
+    class Network(torch.nn.Module):
+        def __init__(self, net: str, verbose: bool) -> None:
+            super().__init__()
+            assert (net, verbose) == ("alex", False)
+
+        def forward(self, u: torch.Tensor, r: torch.Tensor) -> torch.Tensor:
+            given_to_it[:] = [u, r]
+            return (u - r).abs().mean().view(1, 1, 1, 1)
+
+    package = ModuleType("lpips")
+    package.LPIPS = Network  # type: ignore[attr-defined]
+    weights = tmp_path / "alexnet.pth"
+    weights.touch()
+    monkeypatch.setitem(sys.modules, "lpips", package)
+    monkeypatch.setattr(metrics, "find_spec", lambda name: package)
+    monkeypatch.setattr(metrics, "_alexnet_weights", lambda: weights)
+    metrics._lpips_network.cache_clear()
+    yield given_to_it
+    metrics._lpips_network.cache_clear()
+
+
+class TestLpips:
+    def test_without_the_package_it_names_the_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(metrics, "find_spec", no_module)
+        image = np.zeros((64, 64))
+        with pytest.raises(MissingDependencyError, match=r"napari-learned-diffusion\[metrics\]"):
+            lpips(image, image, data_range=255)
+
+    def test_without_the_weights_it_says_how_to_get_them(
+        self, stand_in: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setattr(metrics, "_alexnet_weights", lambda: tmp_path / "missing.pth")
+        assert "Download" in (lpips_missing() or "")
+        with pytest.raises(MissingDependencyError, match=r"missing\.pth"):
+            lpips(np.zeros((64, 64)), np.zeros((64, 64)), data_range=255)
+        assert stand_in == []
+
+    def test_hands_on_three_channels_from_minus_one_to_one(
+        self, stand_in: list[torch.Tensor]
+    ) -> None:
+        assert lpips_missing() is None
+        white, black = np.full((64, 65), 255, np.uint8), np.zeros((64, 65), np.uint8)
+        assert lpips(white, black, data_range=255) == pytest.approx(2)
+        assert [tuple(x.shape) for x in stand_in] == [(1, 3, 64, 65)] * 2
+        assert [(x.min().item(), x.max().item()) for x in stand_in] == [(1, 1), (-1, -1)]
+
+    def test_small_images(self) -> None:
+        small = np.zeros((LPIPS_MIN_PIXELS - 1, 99))
+        with pytest.raises(InvalidImageError, match="at least 64 x 64"):
+            lpips(small, small, data_range=1)
+
+    @pytest.mark.skipif(lpips_missing() is not None, reason="lpips or its weights are absent")
+    def test_the_real_one(self, pair: tuple[Image, Image]) -> None:
+        image, reference = (np.clip(np.tile(x, (2, 2)), 0, 255) for x in pair)
+        assert lpips(reference, reference, data_range=255) == pytest.approx(0, abs=1e-6)
+        assert lpips(image, reference, data_range=255) > 0.05
 
 
 def test_the_examples_of_the_docstrings() -> None:

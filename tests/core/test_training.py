@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from skimage.io import imsave
 
+from napari_learned_diffusion.config import TrainingConfig
 from napari_learned_diffusion.core.diffusivity.fields_of_experts import RothBlack, Splines
 from napari_learned_diffusion.core.errors import (
     FileFormatError,
@@ -21,7 +22,6 @@ from napari_learned_diffusion.core.errors import (
     InvalidSettingError,
 )
 from napari_learned_diffusion.core.training import (
-    TrainingConfig,
     TrainingImages,
     TrainStep,
     draw_patches,
@@ -161,7 +161,7 @@ def test_other_settings_are_refused(tmp_path):
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     checkpoint = tmp_path / "run.safetensors"
     train(small(), checkpoint=checkpoint, stop=2)
-    with pytest.raises(FileFormatError, match="foe-splines.*foe-roth-black"):
+    with pytest.raises(FileFormatError, match=r"foe-splines.*foe-roth-black"):
         next(fit(RothBlack(), IMAGES, SHORT, checkpoint=checkpoint))
 
 

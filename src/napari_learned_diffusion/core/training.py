@@ -11,7 +11,8 @@ and one set of weights serves them all. Training runs the product's own solver, 
 included.
 
 Whatever is random in a step depends on the seed and the number of the step alone. A run that was
-interrupted and continued from its checkpoint is therefore the same as one that wasn't.
+interrupted and continued from its checkpoint is therefore the same as one that wasn't. Several
+processes share the patches of a step, so that their number changes nothing either, but rounding.
 """
 
 from __future__ import annotations
@@ -25,9 +26,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from napari_learned_diffusion.config import CHECKPOINT_EVERY, TrainingConfig
 from napari_learned_diffusion.core.diffusivity.base import LearnedDiffusivity
+from napari_learned_diffusion.core.distributed import mean_over_processes, rank_and_number
 from napari_learned_diffusion.core.errors import InvalidImageError, InvalidSettingError
 from napari_learned_diffusion.core.metrics import psnr
 from napari_learned_diffusion.core.noise import Gaussian
@@ -55,51 +59,6 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 _HIGHEST = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
 
 Image = NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How to train.
-
-    Parameters
-    ----------
-    steps
-        Number of optimiser steps.
-    batch, patch
-        Patches in a step, and their edge length in pixels.
-    iterations, tau
-        Diffusion steps, and their length in squared pixels.
-    noise_range
-        Lowest and highest noise level on the 0-255 scale; each patch draws its own, uniform in the
-        logarithm.
-    learning_rate
-        Highest one; it rises over the first fifth of the steps and falls to 0 along a cosine.
-    seed
-        Of the patches and of their noise.
-    """
-
-    steps: int = 3000
-    batch: int = 8
-    patch: int = 64
-    iterations: int = 10
-    tau: float = 0.25
-    noise_range: tuple[float, float] = (5.0, 75.0)
-    learning_rate: float = 2e-3
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "patch", "iterations"):
-            if getattr(self, name) < 1:
-                raise InvalidSettingError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        low, high = self.noise_range
-        if not 0 < low <= high < math.inf:
-            raise InvalidSettingError(
-                f"The noise range must be two numbers above 0, the lower first, not {low}, {high}."
-            )
-        if not 0 < self.learning_rate < math.inf:
-            raise InvalidSettingError(
-                f"The learning rate must be a finite number above 0, not {self.learning_rate}."
-            )
 
 
 @dataclass(frozen=True)
@@ -184,14 +143,19 @@ def fit(
     config: TrainingConfig,
     *,
     checkpoint: Path | None = None,
-    every: int = 250,
+    resume: bool = True,
+    every: int = CHECKPOINT_EVERY,
 ) -> Generator[TrainStep, None, None]:
     """Train a model in place, step by step.
+
+    In each process of a group (see `core.distributed`) the model ends with the same parameters.
 
     Parameters
     ----------
     checkpoint
-        Written every so many steps; where the file is there already, the run goes on from it.
+        Written every so many steps, by the first process.
+    resume
+        Whether the run goes on from a checkpoint that is there already.
     every
         Steps between two validations, after each of which the checkpoint is written.
 
@@ -204,31 +168,48 @@ def fit(
     FileFormatError
         if the checkpoint is cut short, of another model, of a newer format or no safetensors.
     InvalidSettingError
-        if the checkpoint is of a run with other settings.
+        if the checkpoint is of a run with other settings, if the patches can't be shared equally,
+        or if the training diverges.
     """
+    rank, number = rank_and_number()
+    if config.batch % number:
+        raise InvalidSettingError(
+            f"{number} processes can't share a batch of {config.batch} equally. "
+            f"Take a multiple of {number}."
+        )
     device = next(model.parameters()).device
     optimiser = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
     done = 0
-    if checkpoint is not None and checkpoint.exists():
+    if resume and checkpoint is not None and checkpoint.exists():
         done = _resume(checkpoint, model, optimiser, config)
+    objective: nn.Module = _Objective(model, config)
+    if number > 1:
+        objective = DistributedDataParallel(objective)
     for step in range(done, config.steps):
         rate = _learning_rate(step, config)
         optimiser.param_groups[0]["lr"] = rate
         clean, noisy, noise_sigma = (
-            t.to(device) for t in draw_patches(images.training, config, step)
+            t[rank::number].to(device) for t in draw_patches(images.training, config, step)
         )
         model.train()
-        loss = _loss(_diffuse(model, noisy, config), clean, noise_sigma)
+        loss: Tensor = objective(clean, noisy, noise_sigma)
+        # What the processes agree on, so that all of them stop.
+        mean_loss = mean_over_processes(loss.detach())
+        if not math.isfinite(mean_loss):
+            raise InvalidSettingError(
+                f"The loss is no number any more in step {step + 1}: the training diverged. "
+                "Take a lower learning rate."
+            )
         optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # averages over the processes
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         validation = None
         if (step + 1) % every == 0 or step + 1 == config.steps:
             validation = validate(model, images.validation, config)
-            if checkpoint is not None:
+            if checkpoint is not None and rank == 0:
                 _save(checkpoint, model, optimiser, config, step + 1)
-        yield TrainStep(step + 1, float(loss.detach()), rate, validation)
+        yield TrainStep(step + 1, mean_loss, rate, validation)
 
 
 def validate(
@@ -244,12 +225,12 @@ def validate(
             clean = _centre(image, VALIDATION_CROP).astype(np.float64)
             rng = np.random.default_rng([number, round(noise_sigma)])
             noisy = clean + rng.normal(0, noise_sigma, clean.shape)
+            u = torch.from_numpy(noisy).to(device, torch.float32)[None, None]
+            noise = Gaussian(noise_sigma)
+            with torch.no_grad():
+                ready = model.adapted(noise.stabilise(u), config.iterations * config.tau)
             denoised = solve(
-                torch.from_numpy(noisy).to(device, torch.float32)[None, None],
-                model,
-                noise=Gaussian(noise_sigma),
-                scheme=Explicit(config.tau),
-                iterations=config.iterations,
+                u, ready, noise=noise, scheme=Explicit(config.tau), iterations=config.iterations
             ).u[0, 0]
             result = np.clip(denoised.double().cpu().numpy(), 0, GREY_LEVELS)
             scores.append(psnr(result, clean, data_range=GREY_LEVELS))
@@ -284,11 +265,22 @@ def draw_patches(
     )
 
 
+class _Objective(nn.Module):
+    """From patches to their loss: one module, since that is what processes can share."""
+
+    def __init__(self, model: LearnedDiffusivity, config: TrainingConfig) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+
+    def forward(self, clean: Tensor, noisy: Tensor, noise_sigma: Tensor) -> Tensor:
+        return _loss(_diffuse(self.model, noisy, self.config), clean, noise_sigma)
+
+
 def _diffuse(model: LearnedDiffusivity, noisy: Tensor, config: TrainingConfig) -> Tensor:
     u = noisy
     for state in iterate(
         noisy,
-        model,
+        model.adapted(noisy, config.iterations * config.tau),
         noise=Gaussian(1.0),
         scheme=Explicit(config.tau),
         iterations=config.iterations,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,15 +34,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, A
     """
     metadata = {"header": json.dumps(header | {"format": FORMAT})}
     contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    aside = None
+    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-        os.close(handle)
         save_file(contiguous, aside, metadata)
-        Path(aside).replace(path)
+        aside.replace(path)
     except (OSError, SafetensorError) as error:
-        if aside is not None:
-            Path(aside).unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
         raise FileWriteError(f"{path} couldn't be written: {error}") from error
 
 

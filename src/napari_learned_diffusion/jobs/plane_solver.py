@@ -107,7 +107,7 @@ class PlaneSolver:
     ) -> Generator[int, None, tuple[NDArray[np.floating[Any]], NDArray[np.float32] | None]]:
         result = np.empty_like(u)
         shown = np.empty(u.shape, np.float32) if want_diffusivity else None
-        tiles = cut((u.shape[0], u.shape[1]), tile, self.halo)
+        tiles = cut((u.shape[0], u.shape[1]), tile, self.halo, self.model.alignment)
         for number, part in enumerate(tiles):
             states = iterate(
                 self._tensor(u[part.outer]),

@@ -34,12 +34,17 @@ class Tile:
     inner: Window
 
 
-def cut(shape: tuple[int, int], tile: int, halo: int) -> list[Tile]:
-    """Cut a plane into tiles of at most ``tile`` pixels along each axis, halo not counted."""
+def cut(shape: tuple[int, int], tile: int, halo: int, multiple: int = 1) -> list[Tile]:
+    """Cut a plane into tiles of at most ``tile`` pixels along each axis, halo not counted.
+
+    Every tile, halo included, begins at a ``multiple`` of pixels, at most ``tile`` of them.
+    """
+    halo = ceil(halo / multiple) * multiple
     axes = []
     for size in shape:
-        count = ceil(size / tile)
-        bounds = [round(i * size / count) for i in range(count + 1)]
+        cells = ceil(size / multiple)
+        count = ceil(cells / (tile // multiple))
+        bounds = [min(size, round(i * cells / count) * multiple) for i in range(count + 1)]
         axes.append(
             [
                 (

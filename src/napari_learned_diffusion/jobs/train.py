@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 from collections.abc import Callable
@@ -11,12 +12,17 @@ from typing import Any
 
 import torch
 
+from napari_learned_diffusion.config import CHECKPOINT_EVERY, TrainingConfig
 from napari_learned_diffusion.core.device import is_out_of_memory, resolve_device
 from napari_learned_diffusion.core.diffusivity import learned_diffusivity_class
 from napari_learned_diffusion.core.diffusivity.base import LearnedDiffusivity
-from napari_learned_diffusion.core.errors import DeviceError, FileWriteError
+from napari_learned_diffusion.core.distributed import rank_and_number
+from napari_learned_diffusion.core.errors import (
+    DeviceError,
+    FileWriteError,
+    InvalidSettingError,
+)
 from napari_learned_diffusion.core.training import (
-    TrainingConfig,
     TrainingImages,
     TrainStep,
     fit,
@@ -56,13 +62,14 @@ def train(
     data_name: str,
     architecture: dict[str, int] | None = None,
     device: str = "auto",
-    every: int = 250,
+    resume: bool = True,
+    every: int = CHECKPOINT_EVERY,
     on_step: Callable[[TrainStep], None] | None = None,
 ) -> Job[Trained]:
     """Train ``model`` and write ``MODEL.safetensors`` and ``MODEL.json``.
 
     An interrupted run is continued by the same call: the checkpoint lies in ``output`` until the
-    run is complete.
+    run is complete. Of several processes (see `core.distributed`) the first writes the files.
 
     Parameters
     ----------
@@ -76,6 +83,8 @@ def train(
         What the images are, for the card.
     architecture
         Arguments of the model other than its defaults.
+    resume
+        Whether to go on from a checkpoint that is there already.
     every
         Steps between two validations and checkpoints.
     on_step
@@ -89,11 +98,13 @@ def train(
     Raises
     ------
     LearnedDiffusionError
-        if the model, the device or the images aren't there, if a checkpoint can't be used or the
-        output can't be written; `DeviceError` where memory runs out.
+        if the model, the device or the images aren't there, if the model has no such architecture,
+        if a checkpoint can't be used or the output can't be written; `DeviceError` where memory
+        runs out.
     """
     config = config or TrainingConfig()
     model_class = learned_diffusivity_class(model)
+    _check_architecture(model_class, architecture or {})
     yield Progress(0, config.steps, "Reading the images")
     images = read_images(folders, config.patch)
     try:
@@ -105,7 +116,7 @@ def train(
         torch.manual_seed(config.seed)
         made = model_class(**(architecture or {})).to(resolve_device(device))
     checkpoint = output / f"{model}.checkpoint.safetensors"
-    steps = fit(made, images, config, checkpoint=checkpoint, every=every)
+    steps = fit(made, images, config, checkpoint=checkpoint, resume=resume, every=every)
     try:
         for step in steps:
             if on_step is not None:
@@ -121,11 +132,25 @@ def train(
         steps.close()
     validation = validate(made, images.validation, config)
     weights, card = output / f"{model}.safetensors", output / f"{model}.json"
-    write_model(weights, made.cpu())
-    facts = _card(made, images, config, data_name, validation)
-    card.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    checkpoint.unlink(missing_ok=True)
+    if rank_and_number()[0] == 0:
+        write_model(weights, made.cpu())
+        facts = _card(made, images, config, data_name, validation)
+        card.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        checkpoint.unlink(missing_ok=True)
     return Trained(weights, card, validation, images.skipped)
+
+
+def _check_architecture(
+    model_class: type[LearnedDiffusivity], architecture: dict[str, int]
+) -> None:
+    known = list(inspect.signature(model_class).parameters)
+    for name, value in architecture.items():
+        if name not in known:
+            raise InvalidSettingError(
+                f"{model_class.key} has no {name!r} to set; it has {', '.join(known) or 'nothing'}."
+            )
+        if value < 1:
+            raise InvalidSettingError(f"{name} must be at least 1, not {value}.")
 
 
 def _message(step: TrainStep) -> str:

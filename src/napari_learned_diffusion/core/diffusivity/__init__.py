@@ -12,17 +12,14 @@ if TYPE_CHECKING:
 
 REGISTRY: dict[str, str] = {
     "perona-malik": "perona_malik:PeronaMalik",
-}
-"""Key to ``module:class``, so that listing the models imports no torch."""
-
-UNTRAINED: dict[str, str] = {
     "foe-splines": "fields_of_experts:Splines",
     "foe-decreasing": "fields_of_experts:DecreasingSplines",
     "foe-monomials": "fields_of_experts:Monomials",
     "foe-roth-black": "fields_of_experts:RothBlack",
     "unet": "unet:UNet",
+    "k-automation": "k_automation:KAutomation",
 }
-"""Learned diffusivities whose weights don't come with the package yet: they can only be trained."""
+"""Key to ``module:class``, so that listing the models imports no torch."""
 
 
 def diffusivity_class(key: str) -> type[Diffusivity]:
@@ -49,10 +46,9 @@ def learned_diffusivity_class(key: str) -> type[LearnedDiffusivity]:
     """
     from napari_learned_diffusion.core.diffusivity.base import LearnedDiffusivity
 
-    known = UNTRAINED | REGISTRY
-    found = _import(known[key]) if key in known else None
+    found = _import(REGISTRY[key]) if key in REGISTRY else None
     if found is None or not issubclass(found, LearnedDiffusivity):
-        learned = (k for k, v in known.items() if issubclass(_import(v), LearnedDiffusivity))
+        learned = (k for k, v in REGISTRY.items() if issubclass(_import(v), LearnedDiffusivity))
         raise UnknownModelError(
             f"There is no model {key!r} to train. There are: {', '.join(learned)}."
         )

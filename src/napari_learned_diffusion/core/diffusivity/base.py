@@ -133,6 +133,20 @@ class LearnedDiffusivity(Diffusivity):
         super().__init__()
         self.architecture = architecture
 
+    def adapted(self, v: Tensor, stopping_time: float) -> Self:
+        """The model with whatever it decides once for whole planes; in training only.
+
+        Otherwise such decisions come from `suggest` and are part of the configuration.
+
+        Parameters
+        ----------
+        v
+            ``(b, 1, h, w)``, the stabilised planes before the first step.
+        stopping_time
+            That the run will reach, in squared pixels.
+        """
+        return self
+
     @classmethod
     def from_config(cls, config: DiffusionConfig) -> Self:
         from napari_learned_diffusion.core.zoo import bundled_model  # which knows this class

@@ -33,11 +33,17 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, pad, softplus
 
 from napari_learned_diffusion.core.diffusivity.base import LearnedDiffusivity
-from napari_learned_diffusion.core.diffusivity.layers import contrast_convolution
+from napari_learned_diffusion.core.diffusivity.layers import (
+    contrast_convolution,
+    derivative_kernels,
+)
 from napari_learned_diffusion.core.operators import Stencil
 
 LARGEST_EXPONENT = 30.0
 """Beyond it the limiter decides alone, and single precision would overflow."""
+
+STRIP_ELEMENTS = 1 << 18
+"""How many answers of experts are turned into exponents at once: five times as fast as all."""
 
 
 class FieldsOfExperts(LearnedDiffusivity):
@@ -60,7 +66,7 @@ class FieldsOfExperts(LearnedDiffusivity):
 
     def __init__(self, experts: int, size: int, iterations: int) -> None:
         super().__init__(experts=experts, size=size, iterations=iterations)
-        self.kernels = nn.Parameter(_derivatives(experts, size))
+        self.kernels = nn.Parameter(derivative_kernels(experts, size, size + 1))
         self.log_steps = nn.Parameter(torch.zeros(iterations))
 
     @abstractmethod
@@ -69,14 +75,16 @@ class FieldsOfExperts(LearnedDiffusivity):
 
     def conductances(self, v: Tensor, stencil: Stencil, valid: Tensor | None, step: int) -> Tensor:
         log_step = self.log_steps[min(step, len(self.log_steps) - 1)]
-        exponents = torch.cat(
-            [
-                self.exponents(contrast_convolution(v, kernels, valid))
-                for kernels in (self.kernels.transpose(2, 3), self.kernels)
-            ],
-            dim=1,
-        )
-        return (exponents + log_step).clamp(max=LARGEST_EXPONENT).exp()
+        exponents = [
+            self._in_strips(contrast_convolution(v, kernels, valid))
+            for kernels in (self.kernels.transpose(2, 3), self.kernels)
+        ]
+        return (torch.cat(exponents, dim=1) + log_step).clamp(max=LARGEST_EXPONENT).exp()
+
+    def _in_strips(self, x: Tensor) -> Tensor:
+        """The exponents, a few rows at a time so that what is in between stays in the cache."""
+        rows = max(1, STRIP_ELEMENTS * x.shape[-2] // x.numel())
+        return torch.cat([self.exponents(strip) for strip in torch.split(x, rows, dim=-2)], dim=-2)
 
     @property
     def reach(self) -> int:
@@ -84,7 +92,7 @@ class FieldsOfExperts(LearnedDiffusivity):
 
     @property
     def working_maps(self) -> int:
-        return 6 * self.kernels.shape[0] + 16
+        return 3 * self.kernels.shape[0] + 24
 
 
 class Splines(FieldsOfExperts):
@@ -196,31 +204,11 @@ def spline_sum(t: Tensor, knot_values: Tensor) -> Tensor:
     """
     n, pieces = knot_values.shape[0], knot_values.shape[1] - 1
     position = t * pieces
-    piece = position.detach().floor().clamp(0, pieces - 1)
-    channel = torch.arange(n, device=t.device).view(1, n, 1, 1)
-    index = (piece.long() + pieces * channel).flatten()
-    value = knot_values[:, :-1].flatten().index_select(0, index).view_as(t)
-    slope = knot_values.diff(dim=1).flatten().index_select(0, index).view_as(t)
-    return (value + slope * (position - piece)).sum(dim=1, keepdim=True)
-
-
-def _derivatives(experts: int, size: int) -> Tensor:
-    r"""Kernels to begin with, derivatives of Gaussians of norm 1: ``(experts, 1, size, size + 1)``.
-
-    First and second ones, in four directions, at growing scales, each with both signs: a decreasing
-    function can then stop at light and at dark details alike.
-    """
-    y, x = torch.meshgrid(
-        torch.arange(size) - (size - 1) / 2, torch.arange(size + 1) - size / 2, indexing="ij"
-    )
-    kernels = []
-    for pair in range((experts + 1) // 2):
-        angle = math.pi * (pair % 4) / 4
-        scale = 0.7 + 0.3 * (pair // 8)
-        t = (x * math.cos(angle) + y * math.sin(angle)) / scale
-        window = torch.exp(-(x**2 + y**2) / (2 * scale**2))
-        kernel = (t if pair // 4 % 2 == 0 else t**2 - 1) * window
-        kernel = kernel - kernel.mean()
-        kernel = kernel / kernel.norm()
-        kernels += [kernel, -kernel]
-    return torch.stack(kernels[:experts]).unsqueeze(1)
+    piece = position.detach().to(torch.int32).clamp_(max=pieces - 1)
+    first = torch.arange(0, n * pieces, pieces, device=t.device, dtype=torch.int32)
+    index = piece.add_(first.view(1, n, 1, 1)).flatten()
+    # Each piece as the straight line that it lies on: what is gathered are its two numbers.
+    slopes = knot_values.diff(dim=1)
+    intercepts = knot_values[:, :-1] - slopes * torch.arange(pieces, device=t.device)
+    intercept, slope = (x.flatten().index_select(0, index).view_as(t) for x in (intercepts, slopes))
+    return torch.addcmul(intercept, slope, position).sum(dim=1, keepdim=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
@@ -37,3 +40,27 @@ def contrast_convolution(v: Tensor, kernels: Tensor, valid: Tensor | None) -> Te
         return conv2d(pad(v, border, mode="replicate"), kernels)
     m = pad(valid, border, mode="replicate")
     return conv2d(pad(v, border, mode="replicate") * m, kernels) - v * conv2d(m, kernels)
+
+
+def derivative_kernels(n: int, rows: int, columns: int) -> Tensor:
+    """Kernels to begin with, derivatives of Gaussians of norm 1: ``(n, 1, rows, columns)``.
+
+    First and second ones, in four directions, at growing scales, each with both signs: a rectifier
+    or a decreasing function can then tell light details from dark ones.
+    """
+    y, x = torch.meshgrid(
+        torch.arange(rows) - (rows - 1) / 2,
+        torch.arange(columns) - (columns - 1) / 2,
+        indexing="ij",
+    )
+    kernels = []
+    for pair in range((n + 1) // 2):
+        angle = math.pi * (pair % 4) / 4
+        scale = 0.7 + 0.3 * (pair // 8)
+        t = (x * math.cos(angle) + y * math.sin(angle)) / scale
+        window = torch.exp(-(x**2 + y**2) / (2 * scale**2))
+        kernel = (t if pair // 4 % 2 == 0 else t**2 - 1) * window
+        kernel = kernel - kernel.mean()
+        kernel = kernel / kernel.norm()
+        kernels += [kernel, -kernel]
+    return torch.stack(kernels[:n]).unsqueeze(1)

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, pad, relu
 
-from napari_learned_diffusion.core.diffusivity.base import LearnedDiffusivity, PixelDiffusivity
-from napari_learned_diffusion.core.diffusivity.layers import contrast_convolution
+from napari_learned_diffusion.core.diffusivity.base import LearnedDiffusivity
+from napari_learned_diffusion.core.diffusivity.layers import (
+    contrast_convolution,
+    derivative_kernels,
+)
+from napari_learned_diffusion.core.operators import Stencil
 
 
-class UNet(LearnedDiffusivity, PixelDiffusivity):
-    r"""The diffusivity is the one output channel of an encoder and decoder (U-Net of [1]_).
+class UNet(LearnedDiffusivity):
+    r"""The conductances are the output of an encoder and decoder (U-Net of [1]_).
 
     .. math:: g(v) = e^{\vartheta_n}\, \sigma(\mathrm{net}(v)), \qquad \sigma(x) = 1/(1 + e^{-x})
 
-    Three levels of three convolutions each on the way down, two on each level on the way up. In
-    place of the paper's standardisation the first kernels see contrasts only, and there is no batch
-    normalisation: what a pixel gets depends on its surroundings alone.
+    The paper's network has one output channel, a map on pixels; averaged to the edges, its lines
+    are two pixels wide. This one has two, for the edges along columns and along rows. Three levels
+    of three convolutions each on the way down, two on each level on the way up. In place of the
+    paper's standardisation the first kernels see contrasts only, and there is no batch
+    normalisation: what an edge gets depends on its surroundings alone.
 
     Parameters
     ----------
@@ -48,18 +53,17 @@ class UNet(LearnedDiffusivity, PixelDiffusivity):
     def __init__(self, width: int = 8, iterations: int = 8) -> None:
         super().__init__(width=width, iterations=iterations)
         a, b, c = width, 2 * width, 3 * width
-        self.kernels = nn.Parameter(torch.empty(a, 1, 5, 5))
-        nn.init.kaiming_uniform_(self.kernels, a=math.sqrt(5))
+        self.kernels = nn.Parameter(derivative_kernels(a, 5, 5))
         self.bias = nn.Parameter(torch.zeros(a, 1, 1))
         self.fine = _block(a, a, a)
         self.middle = _block(a, b, b, b)
         self.coarse = _block(b, c, c, c)
         self.merge_middle = _block(c + b, b, b)
         self.merge_fine = _block(b + a, a, a)
-        self.head = nn.Conv2d(a, 1, 1)
+        self.head = nn.Conv2d(a, 2, 1)
         self.log_steps = nn.Parameter(torch.zeros(iterations))
 
-    def forward(self, v: Tensor, valid: Tensor | None, step: int) -> Tensor:
+    def conductances(self, v: Tensor, stencil: Stencil, valid: Tensor | None, step: int) -> Tensor:
         h, w = v.shape[-2:]
         v = _to_multiple(v, self.alignment)
         if valid is None:
@@ -94,7 +98,9 @@ def _block(*channels: int) -> nn.Sequential:
     """3×3 convolutions from each number of channels to the next, with a ReLU after each."""
     layers: list[nn.Module] = []
     for i, o in pairwise(channels):
-        layers += [nn.Conv2d(i, o, 3, padding=1, padding_mode="replicate"), nn.ReLU()]
+        convolution = nn.Conv2d(i, o, 3, padding=1, padding_mode="replicate")
+        nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+        layers += [convolution, nn.ReLU()]
     return nn.Sequential(*layers)
 
 

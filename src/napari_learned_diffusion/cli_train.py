@@ -1,0 +1,272 @@
+"""The command ``train``: the training job from a shell. Imports torch only when it runs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as ProgressBars
+from rich.table import Table
+
+from napari_learned_diffusion.config import CHECKPOINT_EVERY, Device, TrainingConfig
+from napari_learned_diffusion.core.errors import FileWriteError, InvalidSettingError
+from napari_learned_diffusion.jobs.progress import Progress, run
+
+if TYPE_CHECKING:
+    from napari_learned_diffusion.core.training import TrainStep
+    from napari_learned_diffusion.jobs.train import Trained
+
+_TRAINING, _DIFFUSION, _COMPUTING, _FILES = (
+    "Training",
+    "Diffusion that is trained for",
+    "Computing",
+    "Files",
+)
+
+OPTIONS: dict[str, tuple[str, str]] = {
+    "steps": (_TRAINING, "Number of optimiser steps."),
+    "batch": (_TRAINING, "Patches in a step, of all processes together."),
+    "patch": (_TRAINING, "Edge length of the patches, in pixels; smaller images are skipped."),
+    "iterations": (_DIFFUSION, "Number of diffusion steps."),
+    "tau": (_DIFFUSION, "Their length, in squared pixels."),
+    "noise_range": (
+        _TRAINING,
+        "Lowest and highest noise level, for images of grey levels from 0 to 255.",
+    ),
+    "learning_rate": (_TRAINING, "Highest learning rate."),
+    "seed": (_TRAINING, "Of the first parameters, the patches and their noise."),
+}
+"""Panel and help of every field of `TrainingConfig`."""
+
+
+def flag(name: str) -> str:
+    """The option that sets a field."""
+    return f"--{name.replace('_', '-')}"
+
+
+def _takes_training(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command an option for every training setting; it gets them as one ``config``."""
+    signature = inspect.signature(command, eval_str=True)
+    own = [p for name, p in signature.parameters.items() if name != "config"]
+    types = get_type_hints(TrainingConfig)
+    options = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=Annotated[
+                types[field.name],
+                typer.Option(
+                    flag(field.name),
+                    help=OPTIONS[field.name][1],
+                    rich_help_panel=OPTIONS[field.name][0],
+                ),
+            ],
+        )
+        for field in fields(TrainingConfig)
+    ]
+
+    @wraps(command)
+    def with_options(**given: Any) -> None:
+        values = {field.name: given.pop(field.name) for field in fields(TrainingConfig)}
+        command(**given, config=TrainingConfig(**values))
+
+    vars(with_options)["__signature__"] = signature.replace(parameters=[*own, *options])
+    return with_options
+
+
+@_takes_training
+def train(
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="The diffusivity to train.", show_default=False)
+    ],
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            "--data",
+            metavar="FOLDER",
+            help="Folder of clean images (JPEG, PNG, TIFF, BMP). May be given several times.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            metavar="FOLDER",
+            help="Folder for the weights, the model card and the checkpoint.",
+            show_default=False,
+        ),
+    ],
+    data_name: Annotated[
+        str | None,
+        typer.Option(
+            help="What the images are, for the card. By default the names of their folders.",
+            rich_help_panel=_FILES,
+            show_default=False,
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace weights that are in --out.", rich_help_panel=_FILES
+        ),
+    ] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume/--restart",
+            help="Go on from a checkpoint in --out, or begin anew.",
+            rich_help_panel=_FILES,
+        ),
+    ] = True,
+    every: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Steps between two validations and checkpoints.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = CHECKPOINT_EVERY,
+    architecture: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=NUMBER",
+            help="Another size of the model, such as **experts=24**. May be given several times.",
+            rich_help_panel=_DIFFUSION,
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[
+        Device,
+        typer.Option(
+            help="Where to compute; **auto** takes the fastest.", rich_help_panel=_COMPUTING
+        ),
+    ] = "auto",
+    onednn: Annotated[
+        bool,
+        typer.Option(
+            help="Convolutions by oneDNN, or PyTorch's own: on a CPU faster for **foe-** models.",
+            rich_help_panel=_COMPUTING,
+        ),
+    ] = True,
+    *,
+    config: TrainingConfig,
+) -> None:
+    """Train a diffusivity on clean images, to which noise is added.
+
+    - `train --model foe-splines --data photographs --out trained`
+    - two folders: `train --model unet --data a --data b --out trained`
+    - for weak noise only: `train -m unet --data a --out trained --noise-range 2 10`
+    - on two GPUs: `torchrun --nproc-per-node 2 --no-python napari-learned-diffusion train …`
+
+    A run that was stopped goes on when the same command is given again. One image in twenty is held
+    out and never trained on; the decibels are measured on these.
+    """
+    sizes = dict(_name_and_number(text) for text in architecture or [])
+    weights = out / f"{model}.safetensors"
+    if weights.exists() and not overwrite:
+        raise FileWriteError(f"{weights} exists. Choose another folder, or add --overwrite.")
+    import torch
+
+    from napari_learned_diffusion.core.distributed import processes, rank_and_number
+    from napari_learned_diffusion.jobs.train import train as train_job
+
+    torch.backends.mkldnn.enabled = onednn  # type: ignore[assignment]
+    with processes(device):
+        rank, _ = rank_and_number()
+        with _training_shown(config.steps, hidden=rank > 0) as (show, on_step):
+            job = train_job(
+                model,
+                tuple(data),
+                out,
+                config,
+                data_name=data_name or ", ".join(folder.resolve().name for folder in data),
+                architecture=sizes,
+                device=device,
+                resume=resume,
+                every=every,
+                on_step=on_step,
+            )
+            trained = run(job, show)
+        if rank == 0:
+            _print_trained(model, trained)
+
+
+def _name_and_number(text: str) -> tuple[str, int]:
+    name, _, number = text.partition("=")
+    try:
+        return name, int(number)
+    except ValueError as error:
+        raise InvalidSettingError(
+            f"--architecture takes a name and a whole number, such as experts=24, not {text!r}."
+        ) from error
+
+
+# --- what people see ------------------------------------------------------------------------------
+
+
+@contextmanager
+def _training_shown(
+    steps: int, *, hidden: bool
+) -> Iterator[tuple[Callable[[Progress], None], Callable[[TrainStep], None]]]:
+    """Draw loss and decibels on stderr while the context lasts, if that is a terminal.
+
+    A line after every validation stays, on a terminal or in a log. What is drawn is updated by the
+    first of the two functions that the context gives, from the job's progress, and by the second,
+    from its steps.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total}"),
+        TextColumn("loss {task.fields[loss]}"),
+        TextColumn("{task.fields[decibels]}"),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True, quiet=hidden)
+    with ProgressBars(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bars:
+        task = bars.add_task("Reading the images", total=steps, loss="", decibels="")
+
+        def show(progress: Progress) -> None:
+            bars.update(task, completed=progress.done)
+
+        def on_step(step: TrainStep) -> None:
+            loss = f"{step.loss:.4f}"
+            bars.update(task, description="Training", loss=loss)
+            if step.validation is not None:
+                decibels = _in_decibels(step.validation)
+                bars.update(task, decibels=decibels)
+                line = f"step {step.step} of {steps}: loss {loss}, {decibels}"
+                console.print(line, highlight=False, soft_wrap=True)
+
+        yield show, on_step
+
+
+def _in_decibels(validation: dict[float, float]) -> str:
+    scores = " / ".join(f"{dB:.2f}" for dB in validation.values())
+    levels = " / ".join(f"{level:g}" for level in validation)
+    return f"{scores} dB at noise {levels}"
+
+
+def _print_trained(model: str, trained: Trained) -> None:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("Model", model)
+    table.add_row("Weights", str(trained.weights))
+    table.add_row("Card", str(trained.card))
+    table.add_row("Held out", _in_decibels(trained.validation))
+    Console().print(table)
+    for reason in trained.skipped:
+        typer.echo(f"Note: skipped {reason}", err=True)

@@ -1,0 +1,116 @@
+"""The training job: the files that it writes, and that an interrupted run goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from skimage.io import imsave
+
+from napari_learned_diffusion.config import TrainingConfig
+from napari_learned_diffusion.core.diffusivity import learned_diffusivity_class
+from napari_learned_diffusion.core.errors import (
+    FileWriteError,
+    InvalidImageError,
+    UnknownModelError,
+)
+from napari_learned_diffusion.core.weights import read_model
+from napari_learned_diffusion.jobs.progress import run
+from napari_learned_diffusion.jobs.train import Trained, train
+
+CONFIG = TrainingConfig(steps=4, batch=2, patch=16, iterations=2, seed=5)
+SMALL = {"experts": 4, "size": 3, "iterations": 2}
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    path = tmp_path / "images"
+    path.mkdir()
+    for seed in range(3):
+        squares = np.random.default_rng(seed).integers(30, 220, (6, 6), dtype=np.uint8)
+        imsave(path / f"{seed}.png", np.kron(squares, np.ones((8, 8), np.uint8)))
+    (path / "broken.png").write_bytes(b"no image")
+    return path
+
+
+def start(folder: Path, output: Path, model: str = "foe-splines"):
+    return train(
+        model,
+        (folder,),
+        output,
+        CONFIG,
+        data_name="mosaics",
+        architecture=SMALL,
+        device="cpu",
+        every=2,
+    )
+
+
+def test_weights_and_card_tell_what_was_done(folder, tmp_path):
+    seen = []
+    done: Trained = run(start(folder, tmp_path / "new" / "out"), seen.append)
+    assert [p.done for p in seen] == [0, 1, 2, 3, 4]
+    assert all(p.total == 4 for p in seen)
+    assert "dB" in seen[-1].message
+    assert [line.split(":")[0] for line in done.skipped] == ["broken.png"]
+    model = read_model(done.weights, learned_diffusivity_class("foe-splines"))
+    card = json.loads(done.card.read_text("utf-8"))
+    assert card["parameters"] == sum(p.numel() for p in model.parameters())
+    assert card["noise_range"] == [5, 75]
+    assert card["details"]["architecture"] == SMALL
+    assert card["details"]["suggestion"] == {"iterations": 2, "tau": 0.25}
+    facts = card["details"]["training"]
+    assert (facts["seed"], facts["steps"], facts["data"]) == (5, 4, "mosaics")
+    assert set(card["details"]["validation"]["psnr"]) == {"15", "25", "50"}
+    assert str(tmp_path) not in done.card.read_text("utf-8")
+    assert sorted(p.name for p in done.card.parent.iterdir()) == [
+        "foe-splines.json",
+        "foe-splines.safetensors",
+    ]
+
+
+def test_an_interrupted_run_goes_on_where_it_was(folder, tmp_path):
+    whole = run(start(folder, tmp_path / "whole"))
+    job = start(folder, tmp_path / "parts")
+    while next(job).done < 3:
+        pass
+    job.close()
+    assert [p.name for p in (tmp_path / "parts").iterdir()] == [
+        "foe-splines.checkpoint.safetensors"
+    ]
+    done = []
+    resumed = run(start(folder, tmp_path / "parts"), lambda p: done.append(p.done))
+    assert done == [0, 3, 4]
+    assert resumed.validation == whole.validation
+    assert resumed.weights.read_bytes() == whole.weights.read_bytes()
+
+
+def test_training_leaves_the_random_numbers_of_others_alone(folder, tmp_path):
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    run(start(folder, tmp_path / "out"))
+    torch.testing.assert_close(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("model", ["no-such-model", "perona-malik"])
+def test_only_learned_models_can_be_trained(folder, tmp_path, model):
+    with pytest.raises(UnknownModelError, match="foe-splines") as raised:
+        run(start(folder, tmp_path / "out", model))
+    assert "perona-malik" not in str(raised.value).split("There are")[1]
+
+
+def test_a_folder_without_images_ends_the_job_before_it_starts(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InvalidImageError, match="no image"):
+        run(start(tmp_path / "empty", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_can_not_be_made_is_refused(folder, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(FileWriteError, match="can't be made"):
+        run(start(folder, tmp_path / "file"))
