@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -498,7 +499,8 @@ class TestStopping:
     def test_a_stopped_run_leaves_nothing(
         self, number: signal.Signals, code: int, lazy: bool, source: Path, target: Path
     ) -> None:
-        # `started` appears once the diffusion itself is under way.
+        # `started` appears once the diffusion itself is under way. A shell that runs the tests in
+        # the background has them ignore interrupts; the command must not inherit that.
         started = target.with_name("started")
         script = (
             "import sys, pathlib\n"
@@ -519,6 +521,7 @@ class TestStopping:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=partial(signal.signal, number, signal.SIG_DFL),
         )
         deadline = time.monotonic() + 60
         while not started.exists():

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +184,13 @@ def test_other_settings_need_a_restart(folder: Path, out: Path) -> None:
 def test_an_interrupt_leaves_the_checkpoint(folder: Path, out: Path) -> None:
     command = [sys.executable, "-c", "from napari_learned_diffusion import cli; cli.main()"]
     arguments = ["train", *map(str, call(folder, out, steps=100_000)), "--every", "1"]
-    with subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [*command, *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that runs the tests in the background has them ignore interrupts.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         deadline = time.monotonic() + 60
         while not (out / CHECKPOINT).exists():
             assert process.poll() is None
