@@ -10,8 +10,7 @@ they differ in the family that the :math:`\varphi_i` are from [1]_.
 The diffusivity is needed where the flux is, in the middle of an edge between two pixels, and so
 that is where the kernels are centred: with an even number of pixels along the edge and an odd one
 across it, and turned by exchanging the axes from edges along a row to edges along a column. A map
-on pixels that is averaged to the edges afterwards blurs its lines over two pixels, which measures
-0.1 dB less.
+on pixels that is averaged to the edges afterwards blurs its lines over two pixels.
 
 The learned factor :math:`e^{\vartheta_n}` makes the time step of iteration ``n`` longer or shorter;
 iterations beyond those that a model was trained for go on with the last one.
