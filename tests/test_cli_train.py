@@ -133,11 +133,12 @@ def test_every_setting_reaches_the_job(
         return train(*arguments, **named)
 
     monkeypatch.setattr("napari_learned_diffusion.jobs.train.train", watch)
-    other = TrainingConfig(2, 2, 20, 3, 0.2, (4.0, 9.0), 1e-4, 8)
+    other = TrainingConfig(2, 2, 20, 3, 0.2, (4.0, 9.0), 1e-4, True, 8)
     options = []
     for field in fields(TrainingConfig):
         value = getattr(other, field.name)
-        options += [cli_train.flag(field.name), *(value if isinstance(value, tuple) else [value])]
+        values = value if isinstance(value, tuple) else [] if value is True else [value]
+        options += [cli_train.flag(field.name), *values]
     folders = ("--data", folder, "--data", folder)
     more = ("--data-name", "squares", "--every", 1, "--no-onednn", "--restart", "--device", "cpu")
     succeed("-m", "foe-splines", *folders, "--out", out, *options, *more, *SIZES)

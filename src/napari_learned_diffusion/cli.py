@@ -158,7 +158,11 @@ _CONFIG_OPTIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ("--presmooth-sigma",),
     ),
     "device": (_COMPUTING, "Where to compute; **auto** takes the fastest.", ("--device",)),
-    "precision": (_COMPUTING, "Number format of the solver.", ("--precision",)),
+    "precision": (
+        _COMPUTING,
+        "Number format; **mixed**: learned models look in bfloat16.",
+        ("--precision",),
+    ),
 }
 """Panel, help and flags of every field of `DiffusionConfig` that one option can set."""
 

@@ -42,6 +42,7 @@ OPTIONS: dict[str, tuple[str, str]] = {
         "Lowest and highest noise level, for images of grey levels from 0 to 255.",
     ),
     "learning_rate": (_TRAINING, "Highest learning rate."),
+    "mixed": (_COMPUTING, "Look at the image in bfloat16: faster on many processors."),
     "seed": (_TRAINING, "Of the first parameters, the patches and their noise."),
 }
 """Panel and help of every field of `TrainingConfig`."""

@@ -285,6 +285,7 @@ def _diffuse(model: LearnedDiffusivity, noisy: Tensor, config: TrainingConfig) -
         scheme=Explicit(config.tau),
         iterations=config.iterations,
         gradients=True,
+        mixed=config.mixed,
     ):
         u = state.u
     return u

@@ -55,7 +55,8 @@ class PlaneSolver:
         self.device = torch.device(config.device)
         self.device_name = device_name(self.device)
         self.iterations = 0 if self.prepared.noise.is_zero else config.iterations or 0
-        self.dtype = torch.float64 if config.precision == "float64" else torch.float32
+        self.number_format = "float64" if config.precision == "float64" else "float32"
+        self.dtype: torch.dtype = getattr(torch, self.number_format)
         if self.iterations == 0:
             return
         self.scheme = _scheme(config)
@@ -73,7 +74,7 @@ class PlaneSolver:
             nothing = np.full(plane.shape, np.nan, np.float32) if want_diffusivity else None
             return PlaneResult(plane, nothing, valid, True)
         units = SolverUnits.of(plane, valid)
-        u = units.encode(plane, valid, self.prepared.config.precision)
+        u = units.encode(plane, valid, self.number_format)
         noise = units.noise(self.prepared.noise)
         while True:
             tile = self._tile(plane.shape)
@@ -117,6 +118,7 @@ class PlaneSolver:
                 iterations=self.iterations,
                 spacing=self.spacing,
                 valid=None if valid is None else self._tensor(valid[part.outer]),
+                mixed=self.prepared.config.precision == "mixed",
             )
             try:
                 for state in states:

@@ -114,7 +114,9 @@ def train(
     # The parameters that a run begins with belong to its seed.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        made = model_class(**(architecture or {})).to(resolve_device(device))
+        made = model_class(**(architecture or {}))
+    # Convolutions are faster so, those in bfloat16 twice as fast.
+    made = made.to(resolve_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
     checkpoint = output / f"{model}.checkpoint.safetensors"
     steps = fit(made, images, config, checkpoint=checkpoint, resume=resume, every=every)
     try:
