@@ -10,12 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks._common import Image
+from napari_learned_diffusion.config import DiffusionConfig, Gaussian
+from napari_learned_diffusion.core.diffusivity import diffusivity_class
+from napari_learned_diffusion.core.diffusivity.base import Diffusivity
+from napari_learned_diffusion.core.schemes import Explicit
+from napari_learned_diffusion.core.solve import solve
+from napari_learned_diffusion.core.zoo import load_model
+from napari_learned_diffusion.jobs.prepare import prepare
 
 PAPER_ITERATIONS = 10
 """What the paper counts."""
@@ -31,18 +39,23 @@ class Cost:
         Number of learned parameters.
     once
         Multiply-accumulates before the first step, where a network chooses the settings.
-    per_iteration
-        Multiply-accumulates of the conductances for one step.
+    run
+        Multiply-accumulates of the steps together.
     iterations
-        Steps that the model suggests for the plane.
+        Number of these steps: what the model suggests for the plane.
     """
 
     parameters: int
     once: int
-    per_iteration: int
+    run: int
     iterations: int
 
-    def total(self, iterations: int) -> int:
+    @property
+    def per_iteration(self) -> float:
+        """Multiply-accumulates of a step; of models that look only now and then, the mean."""
+        return self.run / self.iterations if self.iterations else 0.0
+
+    def total(self, iterations: int) -> float:
         """Multiply-accumulates of a run of so many steps."""
         return self.once + iterations * self.per_iteration
 
@@ -57,22 +70,22 @@ def multiply_accumulates(function: Callable[..., Any], *arguments: Any) -> int:
 
 def cost_of(key: str, noisy: Image, noise_sigma: float) -> Cost:
     """What the model ``key`` costs on a plane, ``(h, w)``, told the noise level."""
-    from napari_learned_diffusion.config import DiffusionConfig, Gaussian
-    from napari_learned_diffusion.core.diffusivity import diffusivity_class
-    from napari_learned_diffusion.core.operators import Stencil
-    from napari_learned_diffusion.core.zoo import load_model
-    from napari_learned_diffusion.jobs.prepare import prepare
-
     config = DiffusionConfig(model=key, noise=Gaussian(noise_sigma), device="cpu")
     prepared = prepare(noisy.astype("float32"), config).config
     model = load_model(prepared).eval()
     v = noisy.astype("float32") / noise_sigma
-    plane = torch.from_numpy(v)[None, None]
     return Cost(
         parameters=sum(p.numel() for p in model.parameters()),
         once=multiply_accumulates(diffusivity_class(key).suggest, v[None]),
-        per_iteration=multiply_accumulates(
-            model.conductances, plane, Stencil(model.stencil_offsets), None, 0
-        ),
+        run=run_of(model, v, prepared.iterations or 0),
         iterations=prepared.iterations or 0,
+    )
+
+
+def run_of(model: Diffusivity, v: Image, iterations: int) -> int:
+    """Multiply-accumulates of a run on a stabilised plane, ``(h, w)``."""
+    u = torch.from_numpy(v.astype("float32"))[None, None]
+    noise, scheme = Gaussian(1.0), Explicit(0.25)
+    return multiply_accumulates(
+        partial(solve, noise=noise, scheme=scheme, iterations=iterations, backend="torch"), u, model
     )

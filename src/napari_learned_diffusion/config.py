@@ -159,6 +159,8 @@ class TrainingConfig:
     noise_range
         Lowest and highest noise level on the 0-255 scale; each patch draws its own, uniform in the
         logarithm.
+    correlated
+        Part of the patches, from 0 to 1, whose noise is correlated between neighbouring pixels.
     learning_rate
         Highest one; it rises over the first fifth of the steps and falls to 0 along a cosine.
     mixed
@@ -173,6 +175,7 @@ class TrainingConfig:
     iterations: int = 8
     tau: float = 0.25
     noise_range: tuple[float, float] = (5.0, 75.0)
+    correlated: float = 0.0
     learning_rate: float = 2e-3
     mixed: bool = False
     seed: int = 0
@@ -188,6 +191,10 @@ class TrainingConfig:
         if not 0 < low <= high < math.inf:
             raise InvalidSettingError(
                 f"The noise range must be two numbers above 0, the lower first, not {low}, {high}."
+            )
+        if not 0 <= self.correlated <= 1:
+            raise InvalidSettingError(
+                f"The part of correlated noise must be from 0 to 1, not {self.correlated}."
             )
         if not 0 < self.learning_rate < math.inf:
             raise InvalidSettingError(

@@ -38,7 +38,7 @@ def key(request) -> str:
 def test_conductances_have_the_shape_of_the_edges_and_are_never_negative(key, shape, dtype):
     model, _ = ready(key)
     model = model.to(dtype)
-    stencil = Stencil(model.stencil_offsets)
+    stencil = Stencil(model.offsets(0))
     v = 3 * torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(0))
     g = model.conductances(v, stencil, None, 0)
     assert g.shape == (shape[0], len(stencil.offsets), *shape[2:])
@@ -49,7 +49,7 @@ def test_conductances_have_the_shape_of_the_edges_and_are_never_negative(key, sh
 
 def test_memory_layout_makes_no_difference(key):
     model, _ = ready(key)
-    stencil = Stencil(model.stencil_offsets)
+    stencil = Stencil(model.offsets(0))
     v = torch.randn(1, 1, 20, 24, generator=torch.Generator().manual_seed(1))
     strided = v.transpose(-1, -2).contiguous().transpose(-1, -2)
     assert not strided.is_contiguous()
@@ -61,7 +61,7 @@ def test_memory_layout_makes_no_difference(key):
 def test_conductances_can_be_differentiated(key):
     model, _ = ready(key)
     model = model.double()
-    stencil = Stencil(model.stencil_offsets)
+    stencil = Stencil(model.offsets(0))
     v = torch.randn(1, 1, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     assert torch.autograd.gradcheck(
         lambda v: model.conductances(v, stencil, None, 0), (v.requires_grad_(),)
@@ -70,7 +70,7 @@ def test_conductances_can_be_differentiated(key):
 
 def test_influence_ends_where_the_model_says(key):
     model, _ = ready(key)
-    stencil = Stencil(model.stencil_offsets)
+    stencil = Stencil(model.offsets(0))
     size = 2 * model.reach + 9
     v = torch.randn(1, 1, size, size, generator=torch.Generator().manual_seed(3))
     changed = v.clone()

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import conv2d
 
 TRUNCATE = 4.0
 """Where the kernel ends, in standard deviations; SciPy's default."""
@@ -61,6 +62,27 @@ def presmooth(
         return _separable(v, sigma, spacing)
     weight = _separable(valid, sigma, spacing)
     return _separable(v * valid, sigma, spacing) / weight.clamp(min=torch.finfo(v.dtype).tiny)
+
+
+def presmooth_each(v: Tensor, sigma: Tensor, radius: int) -> Tensor:
+    """As `presmooth`, each plane of a batch with a ``sigma`` of its own, differentiable in it.
+
+    Parameters
+    ----------
+    v
+        ``(b, 1, h, w)``, all valid, at distance 1.
+    sigma
+        ``(b, 1, 1, 1)``, above 0, in pixels.
+    radius
+        Reach of the kernels, in pixels.
+    """
+    x = torch.arange(-radius, radius + 1, device=v.device, dtype=v.dtype)
+    taps = torch.softmax(-0.5 * (x / sigma) ** 2, dim=-1)
+    for axis, kernels in ((-2, taps.transpose(-2, -1)), (-1, taps)):
+        source = torch.from_numpy(reflected_indices(v.shape[axis], radius)).to(v.device)
+        planes = v.index_select(axis, source).transpose(0, 1)
+        v = conv2d(planes, kernels, groups=len(taps)).transpose(0, 1)
+    return v
 
 
 def _separable(v: Tensor, sigma: float, spacing: tuple[float, float]) -> Tensor:

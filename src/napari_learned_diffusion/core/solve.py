@@ -220,7 +220,14 @@ def iterate(
         if the noise model is zero, ``iterations`` is negative, or the fused backend can't do it.
     """
     _check(u, valid, noise, iterations)
-    stencil = Stencil(diffusivity.stencil_offsets, pixel_spacing(spacing))
+    most = diffusivity.most_iterations
+    if most is not None and iterations > most:
+        raise InvalidSettingError(
+            f"{diffusivity.key} was made for at most {most} iterations, not {iterations}. "
+            "Take fewer, or leave the number automatic."
+        )
+    hy_hx = pixel_spacing(spacing)
+    stencil = Stencil(diffusivity.offsets(0), hy_hx)
     fusible = not gradients and _fusible(u, diffusivity, scheme, iterations, stencil)
     if backend == "fused" and not fusible:
         raise InvalidSettingError(
@@ -230,7 +237,7 @@ def iterate(
     if fusible and backend != "torch" and isinstance(diffusivity, PeronaMalik):
         return _iterate_fused(u, diffusivity, noise, scheme, iterations, stencil, valid)
     return _iterate_torch(
-        u, diffusivity, noise, scheme, iterations, stencil, valid, gradients, mixed
+        u, diffusivity.begun(), noise, scheme, iterations, hy_hx, valid, gradients, mixed
     )
 
 
@@ -240,24 +247,24 @@ def _iterate_torch(
     noise: NoiseModel,
     scheme: Scheme,
     iterations: int,
-    stencil: Stencil,
+    spacing: tuple[float, float],
     valid: Tensor | None,
     gradients: bool,
     mixed: bool,
 ) -> Generator[State, None, None]:
     if valid is not None:
         valid = valid.to(u.dtype)
-    is_open = None if valid is None else open_edges(valid, stencil)
     time = 0.0
     for done, step in enumerate(scheme.steps(iterations)):
         # Not around the yield: the mode would leak into the caller's code.
         with torch.set_grad_enabled(gradients):
             if step.refresh:
+                stencil = Stencil(diffusivity.offsets(done), spacing)
                 with torch.autocast(u.device.type, torch.bfloat16, enabled=mixed):
                     g = diffusivity.conductances(noise.stabilise(u), stencil, valid, done)
                 g = g.to(u.dtype)
-                if is_open is not None:
-                    g = g * is_open
+                if valid is not None:
+                    g = g * open_edges(valid, stencil)
                 g = limit(g, step.limiter_tau, stencil)
             u = u + step.tau * divergence(g * gradient(u, stencil), stencil)
         time += step.tau

@@ -257,12 +257,37 @@ def draw_patches(
     low, high = np.log(config.noise_range)
     noise_sigma = np.exp(rng.uniform(low, high, config.batch))
     clean = np.stack(patches)[:, None] / noise_sigma[:, None, None, None]
-    noisy = clean + rng.normal(size=clean.shape)
+    noise = rng.normal(size=clean.shape)
+    for number in np.flatnonzero(rng.random(config.batch) < config.correlated):
+        noise[number, 0] = _correlated(noise[number, 0], rng)
+    noisy = clean + noise
     return (
         torch.from_numpy(clean).float(),
         torch.from_numpy(noisy).float(),
         torch.from_numpy(noise_sigma).float(),
     )
+
+
+def _correlated(white: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    r"""White noise of variance 1 through a random filter that keeps the variance.
+
+    .. math:: |H(\omega)| \propto |\omega|^p\,
+              e^{-(s_y^2 \omega_y^2 + s_x^2 \omega_x^2) / 2}
+
+    Interpolated and resampled images have ``p = 0``; those reconstructed from projections (CT) have
+    the ramp that sharpens them, ``p`` up to 1, beside the kernel that smooths them.
+    """
+    sy, sx = rng.uniform(0.3, 1.2, 2)
+    power = rng.uniform(0, 1) * rng.integers(2)
+    y, x = (
+        2 * np.pi * frequencies(n)
+        for frequencies, n in zip((np.fft.fftfreq, np.fft.rfftfreq), white.shape, strict=True)
+    )
+    y = y[:, None]
+    transfer = np.hypot(y, x) ** power * np.exp(-((sy * y) ** 2 + (sx * x) ** 2) / 2)
+    noise = np.fft.irfft2(np.fft.rfft2(white) * transfer, white.shape)
+    unit: NDArray[np.float64] = noise / noise.std()
+    return unit
 
 
 class _Objective(nn.Module):

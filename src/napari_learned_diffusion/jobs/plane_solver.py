@@ -61,7 +61,7 @@ class PlaneSolver:
             return
         self.scheme = _scheme(config)
         self.model = load_model(config).to(self.device, self.dtype).eval()
-        self.halo = self.iterations * (self.model.reach + 1)
+        self.halo = self.model.halo(self.iterations)
 
     def solve(
         self, plane: NDArray[Any], want_diffusivity: bool

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from napari_learned_diffusion.config import DiffusionConfig
-from napari_learned_diffusion.core.operators import Stencil, mean_of_ends
+from napari_learned_diffusion.core.operators import Offset, Stencil, mean_of_ends
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,7 @@ class Diffusivity(nn.Module, ABC):
     @property
     @abstractmethod
     def reach(self) -> int:
-        """How many pixels around an edge have a say in its conductance.
-
-        Tiles need a halo of ``iterations × (reach + 1)`` pixels to give what the whole gives.
-        """
+        """How many pixels around an edge have a say in its conductance."""
 
     @classmethod
     @abstractmethod
@@ -98,9 +95,21 @@ class Diffusivity(nn.Module, ABC):
         return 1
 
     @property
-    def stencil_offsets(self) -> tuple[tuple[int, int], ...]:
-        """The edges that this diffusivity has conductances for."""
+    def most_iterations(self) -> int | None:
+        """How many steps the diffusivity has conductances for; ``None`` where there is no end."""
+        return None
+
+    def halo(self, iterations: int) -> int:
+        """How many pixels around a tile have a say in what so many steps make of it."""
+        return iterations * (self.reach + 1)
+
+    def offsets(self, step: int) -> tuple[Offset, ...]:
+        """The edges that there are conductances for in a step, the first being 0."""
         return Stencil().offsets
+
+    def begun(self) -> Self:
+        """The diffusivity for one run: one that remembers earlier steps begins with no memory."""
+        return self
 
 
 class PixelDiffusivity(Diffusivity):

@@ -18,7 +18,7 @@ from napari_learned_diffusion.core.diffusivity.layers import contrast_convolutio
 from napari_learned_diffusion.core.diffusivity.perona_malik import FUNCTIONS
 from napari_learned_diffusion.core.errors import InvalidSettingError
 from napari_learned_diffusion.core.operators import Stencil, gradient
-from napari_learned_diffusion.core.presmoothing import kernel_radius, presmooth
+from napari_learned_diffusion.core.presmoothing import kernel_radius, presmooth, presmooth_each
 
 LEAST = 0.1
 """Lowest contrast parameter (in standard deviations of the noise per pixel) and stopping time (in
@@ -27,22 +27,23 @@ squared pixels) that the network can choose."""
 LARGEST_SIZE = 384
 """The network looks at the central part of a plane, at most so many pixels wide."""
 
-PRESMOOTH_SIGMA = 0.6
-"""Presmoothing that the network was trained with, in pixels."""
+PRESMOOTHING = 0.35, 0.85
+"""Least and most presmoothing that the network can choose, in pixels."""
 
 TAU = 0.2
 
 
 class KAutomation(LearnedDiffusivity):
-    r"""A network looks at the noisy plane once and chooses K and the stopping time (KA of [1]_).
+    r"""A network looks at the noisy plane once and sets the diffusion up (KA of [1]_).
 
-    .. math:: g_{ij} = a\big((\nabla v_{ij})^2\big), \quad a(s) = \frac{1}{1 + s/K^2}, \qquad
-              K = K_0 (1 + x^2), \quad T = T_0 (1 + y^2), \quad (x, y) = \mathrm{net}(v)
+    .. math:: g_{ij} = a\big((\nabla G_\rho v)_{ij}^2\big), \quad a(s) = \frac{1}{1 + s/K^2}, \qquad
+              K = K_0 (1 + x^2), \quad T = T_0 (1 + y^2), \quad
+              \rho = \rho_0 + (\rho_1 - \rho_0)\,\sigma(z), \quad (x, y, z) = \mathrm{net}(v)
 
-    Both are numbers for the whole plane, so they are settings like any other: automatic ones that
+    These are numbers for the whole plane, so they are settings like any other: automatic ones that
     are shown and can be overruled, the same in every tile. In the paper K is found anew in every
-    step, the stopping time is fixed and beyond the stable one, and :math:`K_0 = 1`; in stabilised
-    units most planes need a smaller K.
+    step, the stopping time is fixed and beyond the stable one, there is no presmoothing, and
+    :math:`K_0 = 1`; in stabilised units most planes need a smaller K.
 
     The network is the paper's: two convolutions of 32 and 64 channels, four blocks of two separable
     convolutions (16, 32, 64, 128) with a shortcut and pooling, one separable convolution of 1024,
@@ -68,22 +69,27 @@ class KAutomation(LearnedDiffusivity):
         self.contrast: float | Tensor = 1.0
         self.rate: float | Tensor = 1.0
         self.function: Function = "rational"
-        self.presmooth_sigma = PRESMOOTH_SIGMA
+        self.presmooth_sigma: float | Tensor = PRESMOOTHING[0]
 
-    def choose(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """K and the stopping time of each plane, ``(b, 1, h, w)`` to two of ``(b, 1, 1, 1)``."""
-        x, y = self.network(v).view(-1, 2, 1, 1, 1).unbind(dim=1)
-        return LEAST * (1 + x.square()), LEAST * (1 + y.square())
+    def choose(self, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """K, stopping time and presmoothing of each plane: ``(b, 1, h, w)`` to ``(b, 1, 1, 1)``."""
+        x, y, z = self.network(v).view(-1, 3, 1, 1, 1).unbind(dim=1)
+        low, high = PRESMOOTHING
+        presmooth_sigma = low + (high - low) * torch.sigmoid(z)
+        return LEAST * (1 + x.square()), LEAST * (1 + y.square()), presmooth_sigma
 
     def adapted(self, v: Tensor, stopping_time: float) -> Self:
         chosen = copy(self)
-        chosen.contrast, wanted = self.choose(v)
+        chosen.contrast, wanted, chosen.presmooth_sigma = self.choose(v)
         # A longer or shorter time in as many steps is a higher or lower conductance.
         chosen.rate = wanted / stopping_time
         return chosen
 
     def conductances(self, v: Tensor, stencil: Stencil, valid: Tensor | None, step: int) -> Tensor:
-        seen = presmooth(v, self.presmooth_sigma, stencil.spacing, valid)
+        if isinstance(self.presmooth_sigma, Tensor):
+            seen = presmooth_each(v, self.presmooth_sigma, kernel_radius(PRESMOOTHING[1]))
+        else:
+            seen = presmooth(v, self.presmooth_sigma, stencil.spacing, valid)
         contrast = gradient(seen, stencil) / self.contrast
         return self.rate * FUNCTIONS[self.function](contrast.square())
 
@@ -109,17 +115,20 @@ class KAutomation(LearnedDiffusivity):
                 torch.cat(model.choose(torch.from_numpy(plane)[None, None])).log()
                 for plane in planes
             ]
-        contrast, stopping_time = torch.stack(chosen).mean(dim=0).exp().flatten().tolist()
+        contrast, stopping_time, presmooth_sigma = (
+            torch.stack(chosen).mean(dim=0).exp().flatten().tolist()
+        )
         return Suggestion(
             stopping_time=stopping_time,
             tau=TAU,
             contrast=contrast,
-            presmooth_sigma=PRESMOOTH_SIGMA,
+            presmooth_sigma=presmooth_sigma,
         )
 
     @property
     def reach(self) -> int:
-        return kernel_radius(self.presmooth_sigma)
+        widest = self.presmooth_sigma
+        return kernel_radius(PRESMOOTHING[1] if isinstance(widest, Tensor) else widest)
 
     @property
     def working_maps(self) -> int:
@@ -127,7 +136,7 @@ class KAutomation(LearnedDiffusivity):
 
 
 class _Network(nn.Module):
-    """From a stabilised plane to two numbers, whatever its brightness and its size."""
+    """From a stabilised plane to three numbers, whatever its brightness and its size."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -137,15 +146,15 @@ class _Network(nn.Module):
         widths = (64, 16, 32, 64, 128)
         self.blocks = nn.Sequential(*(_Block(i, o) for i, o in pairwise(widths)))
         self.last = _separable(128, 1024)
-        self.dense = nn.Linear(1024, 2)
+        self.dense = nn.Linear(1024, 3)
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         nn.init.kaiming_normal_(self.kernels, nonlinearity="relu")
-        # To begin with, K = 0.7 and a stopping time of 1.7, whatever the plane.
+        # To begin with K = 0.7, a stopping time of 1.7 and presmoothing by 0.6, for every plane.
         nn.init.zeros_(self.dense.weight)
         with torch.no_grad():
-            self.dense.bias.copy_(torch.tensor([2.5, 4.0]))
+            self.dense.bias.copy_(torch.tensor([2.5, 4.0, 0.0]))
 
     def forward(self, v: Tensor) -> Tensor:
         # Logarithms, since contrasts reach from that of the noise, 1, to a hundred times as much.

@@ -1,0 +1,181 @@
+"""Small networks that look at the image a few times and set the conductance of every edge."""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import conv2d, pad, pixel_shuffle, relu, softplus
+
+from napari_learned_diffusion.core.diffusivity.base import LearnedDiffusivity
+from napari_learned_diffusion.core.operators import Offset, Stencil
+
+ALIGNMENT = 8
+"""The networks work at a half, a quarter and an eighth of the resolution."""
+
+_STEM = 6
+_EDGES = 4
+
+
+class ConductanceUNet(LearnedDiffusivity):
+    r"""A few looks at the image, after each of which some cheap diffusion steps run.
+
+    .. math:: g_{ij}^{(n)} = r_n^2 \operatorname{softplus}\big(\mathrm{net}_k(v_k, v_0)\big)_{n,ij}
+
+    Look ``k`` is a U-Net of its own. It sees the stabilised image as it is by then, :math:`v_k`,
+    beside the noisy one, :math:`v_0`, and what the look before made of it (its last features). It
+    answers with the conductances of the edges to the 8 neighbours at distance :math:`r_n`, for all
+    steps ``n`` until the next look: long edges first, then short ones. An edge is shared by its two
+    ends however long it is, so every guarantee of the limiter holds.
+
+    The networks see contrasts only, never the brightness itself. They begin with kernels at every
+    other pixel and end with four answers for each such place, so they compute at half the
+    resolution; there is no normalisation, and what an edge gets depends on its surroundings alone.
+
+    Parameters
+    ----------
+    width
+        Channels at half resolution; the levels below have two and three times as many.
+    looks
+        Number of networks.
+    steps
+        Diffusion steps after each look.
+    reach
+        Length of the longest edges along an axis, in pixels: 1, 2 or 4.
+    depth
+        Residual blocks on the way up at half resolution.
+    """
+
+    key = "conductance-unet"
+    title = "Conductance U-Net"
+    summary = (
+        "Neural networks look at the image a few times and say, edge by edge, where to diffuse."
+    )
+    reference = "napari-learned-diffusion, docs/research.md"
+
+    def __init__(
+        self, width: int = 32, looks: int = 2, steps: int = 4, reach: int = 4, depth: int = 2
+    ) -> None:
+        super().__init__(width=width, looks=looks, steps=steps, reach=reach, depth=depth)
+        self.reaches = _falling(steps, reach)
+        self.networks = nn.ModuleList(
+            _Look(width, steps, depth, again=look > 0) for look in range(looks)
+        )
+        self._noisy: Tensor | None = None
+        self._features: Tensor | None = None
+        self._planned: Tensor | None = None
+
+    def begun(self) -> Self:
+        run = copy(self)
+        run._noisy = run._features = run._planned = None
+        return run
+
+    def conductances(self, v: Tensor, stencil: Stencil, valid: Tensor | None, step: int) -> Tensor:
+        look, within = divmod(step, len(self.reaches))
+        if step == 0:
+            self._noisy = self._features = None
+        if within == 0 or self._planned is None:
+            self._look(v, look)
+        assert self._planned is not None
+        return self._planned[:, _EDGES * within : _EDGES * (within + 1)]
+
+    def _look(self, v: Tensor, look: int) -> None:
+        h, w = v.shape[-2:]
+        seen = v if self._noisy is None else torch.cat([v, self._noisy], dim=1)
+        if self._noisy is None:
+            self._noisy = v
+        answer, self._features = self.networks[look](_to_multiple(seen), self._features)
+        scale = answer.new_tensor([r * r for r in self.reaches for _ in range(_EDGES)])
+        self._planned = softplus(answer.to(v.dtype))[..., :h, :w] * scale.view(1, -1, 1, 1)
+
+    def offsets(self, step: int) -> tuple[Offset, ...]:
+        r = self.reaches[step % len(self.reaches)]
+        return ((r, 0), (0, r), (r, r), (r, -r))
+
+    @property
+    def most_iterations(self) -> int:
+        return len(self.networks) * len(self.reaches)
+
+    def halo(self, iterations: int) -> int:
+        looks = -(-iterations // len(self.reaches))
+        travelled = sum(self.reaches[n % len(self.reaches)] for n in range(iterations))
+        return looks * self.reach + travelled
+
+    @property
+    def alignment(self) -> int:
+        return ALIGNMENT
+
+    @property
+    def reach(self) -> int:
+        return 80
+
+    @property
+    def working_maps(self) -> int:
+        return 60
+
+
+class _Look(nn.Module):
+    """A U-Net at half resolution that answers at full resolution."""
+
+    def __init__(self, width: int, steps: int, depth: int, *, again: bool) -> None:
+        super().__init__()
+        a, b, c = width, 2 * width, 3 * width
+        kernels = torch.randn(a, 1 + again, _STEM, _STEM)
+        self.kernels = nn.Parameter(kernels / _STEM)
+        self.carried = nn.Conv2d(a, a, 1) if again else None
+        self.fine = _Block(a)
+        self.to_middle = nn.Conv2d(a, b, 2, stride=2)
+        self.middle = _Block(b)
+        self.to_coarse = nn.Conv2d(b, c, 2, stride=2)
+        self.coarse = _Block(c)
+        self.from_coarse = nn.ConvTranspose2d(c, b, 2, stride=2)
+        self.merge_middle = _Block(b)
+        self.from_middle = nn.ConvTranspose2d(b, a, 2, stride=2)
+        self.merge_fine = nn.Sequential(*(_Block(a) for _ in range(depth)))
+        self.head = nn.Conv2d(a, 4 * _EDGES * steps, 1)
+
+    def forward(self, seen: Tensor, carried: Tensor | None) -> tuple[Tensor, Tensor]:
+        fine = _contrasts(seen, self.kernels)
+        if self.carried is not None and carried is not None:
+            fine = fine + self.carried(carried)
+        fine = self.fine(fine)
+        middle = self.middle(self.to_middle(fine))
+        coarse = self.coarse(self.to_coarse(middle))
+        middle = self.merge_middle(middle + self.from_coarse(coarse))
+        fine = self.merge_fine(fine + self.from_middle(middle))
+        return pixel_shuffle(self.head(relu(fine)), 2), fine
+
+
+class _Block(nn.Module):
+    """Two 3×3 convolutions, added to what went in."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.kaiming_normal_(self.first.weight, nonlinearity="relu")
+        nn.init.normal_(self.second.weight, std=0.3 * (9 * width) ** -0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x + self.second(relu(self.first(relu(x))))
+        return out
+
+
+def _contrasts(seen: Tensor, kernels: Tensor) -> Tensor:
+    """Kernels of mean 0 at every other pixel; the border is continued by its outermost pixels."""
+    kernels = kernels - kernels.mean((2, 3), keepdim=True)
+    border = (_STEM // 2 - 1,) * 4
+    return conv2d(pad(seen, border, mode="replicate"), kernels, stride=2)
+
+
+def _falling(steps: int, reach: int) -> tuple[int, ...]:
+    """Reach of the edges in each step after a look: half as far each time, then 1."""
+    return tuple(max(1, reach >> n) for n in range(steps))
+
+
+def _to_multiple(x: Tensor) -> Tensor:
+    """Continue an image by its last row and column until its size is a multiple."""
+    h, w = x.shape[-2:]
+    return pad(x, (0, -w % ALIGNMENT, 0, -h % ALIGNMENT), mode="replicate")
