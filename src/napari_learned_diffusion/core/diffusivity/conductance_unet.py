@@ -56,7 +56,7 @@ class ConductanceUNet(LearnedDiffusivity):
     reference = "napari-learned-diffusion, docs/research.md"
 
     def __init__(
-        self, width: int = 48, looks: int = 3, steps: int = 4, reach: int = 4, depth: int = 2
+        self, width: int = 40, looks: int = 3, steps: int = 4, reach: int = 4, depth: int = 2
     ) -> None:
         super().__init__(width=width, looks=looks, steps=steps, reach=reach, depth=depth)
         self.reaches = _falling(steps, reach)
