@@ -26,8 +26,12 @@ from benchmarks._common import (
     provenance,
     write_json,
 )
+from napari_learned_diffusion.core.noise import NoiseModel
 
 INPUT = "input"
+STABILISED = "-vst"
+"""Ending of the keys of peers that are given our noise model through a stabilising transform."""
+
 PERCENTILES = 0.1, 99.9
 """What counts as the range of a reference slice: robust against single bright spots."""
 
@@ -142,16 +146,53 @@ def with_peer(
         yield np.asarray(result), seconds, f"standard deviation {noise_sigma:.4g}"
 
 
+def with_stabilised_peer(
+    denoise: Callable[[NDArray[Any], float], NDArray[Any]],
+    stack: NDArray[Any],
+    count: int,
+) -> Slices:
+    """Another library's method on intensities stabilised by our noise model, and back."""
+    from napari_learned_diffusion.jobs.prepare import prepare
+
+    whole = prepare(stack)
+    for plane in stack[:count]:
+        start = time.perf_counter()
+        noise = (prepare(plane) if whole.slice_by_slice else whole).noise
+        stabilised = noise.stabilise(plane.astype(np.float64))
+        result = unstabilise(noise, denoise(stabilised, 1.0), plane)
+        yield result, time.perf_counter() - start, f"ours: {noise.describe()}"
+
+
+def unstabilise(
+    noise: NoiseModel, stabilised: NDArray[np.float64], plane: NDArray[Any]
+) -> NDArray[np.float64]:
+    """The intensities whose noisy copies have these mean stabilised values.
+
+    The exact unbiased inverse (Mäkitalo and Foi, IEEE Trans. Image Process. 22, 2013), tabulated by
+    Gauss-Hermite quadrature over the range of the ``plane``.
+    """
+    nodes, weights = np.polynomial.hermite_e.hermegauss(24)
+    u = np.linspace(float(plane.min()), float(plane.max()), 4000)
+    noisy = u[:, None] + np.sqrt(noise.variance(u))[:, None] * nodes
+    means = noise.stabilise(noisy) @ (weights / weights.sum())
+    return np.interp(stabilised, np.maximum.accumulate(means), u)
+
+
 def methods(options: argparse.Namespace | None = None) -> dict[str, Callable[..., Slices] | None]:
-    """Every model and the two peers, by key; ``None`` where a library isn't installed."""
+    """Every model and the two peers, these with two noise levels each, by key.
+
+    ``None`` where a library isn't installed.
+    """
     from napari_learned_diffusion.core.diffusivity import REGISTRY
 
     ours = {key: partial(with_model, key, options) for key in REGISTRY}
     nlm = partial(PEERS["skimage-nlm"].call, **PEERS["skimage-nlm"].at(25))
-    return ours | {
-        "skimage-nlm": partial(with_peer, nlm) if PEERS["skimage-nlm"].installed else None,
-        "bm3d": partial(with_peer, bm3d_denoise) if PEERS["bm3d"].installed else None,
+    peers = {
+        key + ending: partial(with_noise, denoise) if PEERS[key].installed else None
+        for key, denoise in (("skimage-nlm", nlm), ("bm3d", bm3d_denoise))
+        for ending, with_noise in (("", with_peer), (STABILISED, with_stabilised_peer))
     }
+    return ours | peers
 
 
 # --- measuring ----------------------------------------------------------------------------------
@@ -222,7 +263,7 @@ def measure(pair: Pair, options: argparse.Namespace) -> dict[str, Result]:
         if denoise is None:
             continue
         print(f"{pair.title}: {key}", file=sys.stderr)
-        few = min(count, options.bm3d_slices) if key == "bm3d" else count
+        few = min(count, options.bm3d_slices) if key.startswith("bm3d") else count
         if few:
             results[key] = judge(denoise(noisy, few))
     return results
@@ -234,7 +275,9 @@ def measure(pair: Pair, options: argparse.Namespace) -> dict[str, Result]:
 def title(key: str) -> str:
     if key == INPUT:
         return "noisy input"
-    return PEERS[key].title if key in PEERS else f"**{key}**"
+    if key.endswith(STABILISED):
+        return f"{PEERS[key.removesuffix(STABILISED)].title}, with our noise model"
+    return f"{PEERS[key].title}, with estimate_sigma" if key in PEERS else f"**{key}**"
 
 
 def mean(values: Sequence[float]) -> str:

@@ -75,7 +75,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def write_model(path: Path, model: LearnedDiffusivity) -> None:
     """Write the parameters of a model, and what it takes to make it again."""
-    write_tensors(path, model.state_dict(), describe(model))
+    tensors = model.state_dict()
+    if model.stored_in_half:
+        tensors = {name: t.half() for name, t in tensors.items()}
+    write_tensors(path, tensors, describe(model))
 
 
 def read_model(path: Path, model_class: type[Model]) -> Model:

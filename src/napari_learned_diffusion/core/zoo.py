@@ -12,12 +12,15 @@ from functools import cache
 from importlib.resources import as_file, files
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from napari_learned_diffusion.config import DEFAULT_MODEL
 from napari_learned_diffusion.core.diffusivity import REGISTRY, diffusivity_class
 from napari_learned_diffusion.core.errors import UnknownModelError
 
 if TYPE_CHECKING:
     from napari_learned_diffusion.config import DiffusionConfig
     from napari_learned_diffusion.core.diffusivity.base import Diffusivity, LearnedDiffusivity
+
+BEST_MODEL, FAST_MODEL, CLASSICAL_MODEL = "conductance-unet", "conductance-unet-s", "perona-malik"
 
 Learned = TypeVar("Learned", bound="LearnedDiffusivity")
 
@@ -36,6 +39,10 @@ class ModelCard:
         Number of learned parameters.
     noise_range
         Noise levels that the model was made for, on the 0–255 scale of natural images.
+    settings
+        The fields of `config.DiffusionConfig` that this model has and others haven't.
+    most_iterations
+        Number of diffusion steps that the model was made for; ``None`` where there is no end.
     details
         Where the model comes from: data set, command, seed, references, tuned values.
     """
@@ -45,6 +52,8 @@ class ModelCard:
     summary: str
     parameters: int
     noise_range: tuple[float, float]
+    settings: frozenset[str]
+    most_iterations: int | None
     details: dict[str, Any]
 
 
@@ -68,6 +77,8 @@ def card(key: str) -> ModelCard:
         summary=content["summary"],
         parameters=int(content["parameters"]),
         noise_range=(float(low), float(high)),
+        settings=frozenset(content.get("settings", ())),
+        most_iterations=content.get("most_iterations"),
         details=content["details"],
     )
 
@@ -75,6 +86,19 @@ def card(key: str) -> ModelCard:
 def list_cards() -> list[ModelCard]:
     """The cards of all models, in the registry's order."""
     return [card(key) for key in REGISTRY]
+
+
+def suitable_model(config: DiffusionConfig, device: str) -> str:
+    """The key that ``config.model`` means on a kind of device, such as ``"cpu"``.
+
+    ``"auto"`` is `FAST_MODEL` on the CPU and `BEST_MODEL` on GPUs; but `CLASSICAL_MODEL` where a
+    setting is given that only it has.
+    """
+    if config.model != DEFAULT_MODEL:
+        return config.model
+    if card(CLASSICAL_MODEL).settings & config.changed().keys():
+        return CLASSICAL_MODEL
+    return FAST_MODEL if device == "cpu" else BEST_MODEL
 
 
 def load_model(config: DiffusionConfig) -> Diffusivity:

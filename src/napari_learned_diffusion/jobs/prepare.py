@@ -20,6 +20,7 @@ from napari_learned_diffusion.core.noise_estimation import (
     sample_planes,
 )
 from napari_learned_diffusion.core.schemes import STABLE_TAU, FastExplicitDiffusion
+from napari_learned_diffusion.core.zoo import card, suitable_model
 from napari_learned_diffusion.jobs.planes import (
     LAST_AXES,
     PlaneAxes,
@@ -97,12 +98,10 @@ def prepare(
     """
     requested = config = config or DiffusionConfig()
     rows_columns = check_image(image, plane_axes)
-    model = diffusivity_class(config.model)
     device = resolve_device(config.device, config.precision)
-    if config.scheme == "fed" and config.model != "perona-malik":
-        raise InvalidSettingError(
-            "The FED scheme needs a diffusivity that is at most 1: it is for perona-malik only."
-        )
+    config = config.with_(model=suitable_model(config, device.type))
+    model = diffusivity_class(config.model)
+    _check_model(config)
     indices = list(plane_indices(tuple(image.shape), rows_columns))
     samples = _sample(image, indices, rows_columns)
     if np.isnan(samples).all():
@@ -143,6 +142,20 @@ def prepare(
         requested,
         differ,
     )
+
+
+def _check_model(config: DiffusionConfig) -> None:
+    """Refuse settings that the model can't follow."""
+    if config.scheme == "fed" and "scheme" not in card(config.model).settings:
+        raise InvalidSettingError(
+            "The FED scheme needs a diffusivity that is at most 1: it is for perona-malik only."
+        )
+    most = card(config.model).most_iterations
+    if most is not None and config.iterations is not None and config.iterations > most:
+        raise InvalidSettingError(
+            f"{config.model} was made for at most {most} iterations, not {config.iterations}. "
+            "Take fewer, or leave the number automatic."
+        )
 
 
 def _sample(

@@ -174,6 +174,8 @@ def _card(
         "summary": model.summary,
         "parameters": sum(p.numel() for p in model.parameters()),
         "noise_range": list(config.noise_range),
+        "settings": list(model.settings),
+        "most_iterations": model.most_iterations,
         "details": {
             "reference": model.reference,
             "suggestion": {"iterations": config.iterations, "tau": config.tau},

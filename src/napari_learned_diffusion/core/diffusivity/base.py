@@ -137,6 +137,10 @@ class LearnedDiffusivity(Diffusivity):
     summary: ClassVar[str]
     reference: ClassVar[str]
     """What training writes into the model's card: a name, a sentence for users, the paper."""
+    settings: ClassVar[tuple[str, ...]] = ()
+    """Fields of `config.DiffusionConfig` that this model has and others haven't."""
+    stored_in_half: ClassVar[bool] = False
+    """Whether the weights file holds 16 bits of each parameter: half the size, for large models."""
 
     def __init__(self, **architecture: int) -> None:
         super().__init__()

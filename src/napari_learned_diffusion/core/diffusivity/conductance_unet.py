@@ -54,11 +54,13 @@ class ConductanceUNet(LearnedDiffusivity):
         "Neural networks look at the image a few times and say, edge by edge, where to diffuse."
     )
     reference = "napari-learned-diffusion, docs/research.md"
+    stored_in_half = True
 
     def __init__(
         self, width: int = 40, looks: int = 3, steps: int = 4, reach: int = 4, depth: int = 2
     ) -> None:
         super().__init__(width=width, looks=looks, steps=steps, reach=reach, depth=depth)
+        self.depth = depth
         self.reaches = _falling(steps, reach)
         self.networks = nn.ModuleList(
             _Look(width, steps, depth, again=look > 0) for look in range(looks)
@@ -101,7 +103,8 @@ class ConductanceUNet(LearnedDiffusivity):
     def halo(self, iterations: int) -> int:
         looks = -(-iterations // len(self.reaches))
         travelled = sum(self.reaches[n % len(self.reaches)] for n in range(iterations))
-        return looks * self.reach + travelled
+        # The limiter at an edge's far end looks at the edges that go on from there.
+        return looks * (self.reach + max(self.reaches)) + travelled
 
     @property
     def alignment(self) -> int:
@@ -109,7 +112,9 @@ class ConductanceUNet(LearnedDiffusivity):
 
     @property
     def reach(self) -> int:
-        return 80
+        # Kernels of 6, then 3×3 convolutions: 2 at a half of the resolution, 2 at a quarter, 2 at
+        # an eighth, 2 and 2·depth on the way up; the sampling in between; at the worst pixel.
+        return 45 + 4 * self.depth
 
     @property
     def working_maps(self) -> int:
@@ -149,6 +154,7 @@ class _Look(nn.Module):
         self.merge_fine = nn.Sequential(*(_Block(a) for _ in range(depth)))
         self.head = nn.Conv2d(a, 4 * _EDGES * steps, 1)
         # Little diffusion to begin with: where the limiter rules, there is little to learn from.
+        assert self.head.bias is not None
         nn.init.constant_(self.head.bias, -2.0)
 
     def forward(self, seen: Tensor, carried: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -63,6 +63,8 @@ class KAutomation(LearnedDiffusivity):
         "restoration, HAL hal-04573661 (2024)"
     )
 
+    settings = ("contrast", "function", "presmooth_sigma")
+
     def __init__(self) -> None:
         super().__init__()
         self.network = _Network()
