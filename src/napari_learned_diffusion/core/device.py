@@ -10,6 +10,9 @@ from napari_learned_diffusion.core.errors import DeviceError
 _BUDGET_SHARE = 0.5
 """Part of the free memory that a job takes at most: other programs live on the machine too."""
 
+_ENOUGH = 1_200_000_000
+"""Bytes beyond which a CPU gains nothing from larger tiles."""
+
 
 def available_devices() -> list[str]:
     """Devices that are there, the fastest first; always ends with ``"cpu"``."""
@@ -63,7 +66,7 @@ def memory_budget(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free * _BUDGET_SHARE)
-    return int(psutil.virtual_memory().available * _BUDGET_SHARE)
+    return min(_ENOUGH, int(psutil.virtual_memory().available * _BUDGET_SHARE))
 
 
 def release_memory(device: torch.device) -> None:
