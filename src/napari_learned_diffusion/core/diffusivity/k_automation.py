@@ -30,7 +30,7 @@ LARGEST_SIZE = 384
 PRESMOOTHING = 0.35, 0.85
 """Least and most presmoothing that the network can choose, in pixels."""
 
-TAU = 0.2
+TAU = 0.1
 
 
 class KAutomation(LearnedDiffusivity):
