@@ -4,6 +4,10 @@ The *noise level* is sigma at the 10th, 50th and 90th intensity percentile of th
 error is the largest of the three relative errors. Photon noise is drawn as photons, ``gain ·
 Poisson(u / gain)``, plus Gaussian read-out noise of variance ``offset``; nothing is clipped.
 
+Rician noise is drawn over an ellipse of each texture in the air; its signal-to-noise ratio is the
+one of the ellipse's median. The error of correlated and Rician noise is that of ``noise_sigma``, by
+the kind that was asked for and by the automatic choice, whichever model that is.
+
 Run ``python -m benchmarks.noise_estimation``; README.md has the conventions. ``--images FOLDER``
 (for instance BSDS500's test images, never its val, which the protocol keeps for measuring) adds
 clean pictures to those that scikit-image carries. ``--data FOLDER`` adds a folder of TIFF stacks;
@@ -18,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tifffile
@@ -30,13 +34,23 @@ from skimage import io
 from skimage.color import rgb2gray
 
 from benchmarks._common import print_provenance, print_table, provenance, write_json
-from napari_learned_diffusion.core.noise import Gaussian, NoiseModel, PoissonGaussian
-from napari_learned_diffusion.core.noise_estimation import estimate_noise, sample_planes
+from napari_learned_diffusion.core.noise import (
+    NOISE_MODELS,
+    Correlated,
+    Gaussian,
+    NoiseModel,
+    PoissonGaussian,
+    Rician,
+)
+from napari_learned_diffusion.core.noise_estimation import Kind, estimate_noise, sample_planes
 
 Image = NDArray[np.float64]
 GAINS = (0.5, 2.0, 10.0, 50.0)
 OFFSETS = (0.0, 50.0, 500.0)
 SIGMAS = (5.0, 10.0, 15.0, 25.0, 50.0, 75.0)
+SIGNAL_TO_NOISE = (3.0, 5.0, 10.0, 20.0, 30.0)
+CORRELATION_LENGTHS = (0.5, 0.75, 1.0, 1.25, 1.5)
+CORRELATED_SIGMAS = (10.0, 25.0)
 SIZE = 512
 WITHIN = 0.15
 CARRIED = ("camera", "brick", "grass", "gravel", "moon", "coins")
@@ -174,6 +188,102 @@ def natural_table(images: Sequence[Image], seed: int) -> list[dict[str, Any]]:
     return rows
 
 
+def head(image: Image) -> Image:
+    """An ellipse of an image, from 60 to 250, in the air, where there is no signal."""
+    y, x = (np.arange(n) / n - 0.5 for n in image.shape)
+    inside = np.hypot(x / 0.42, y[:, None] / 0.36) < 1
+    return np.where(inside, 60 + 0.75 * image, 0.0)
+
+
+class Case(NamedTuple):
+    """An image and its noise, which is made where it is needed."""
+
+    true: NoiseModel
+    clean: Image
+    seed: tuple[int, ...]
+
+    def errors(self, kind: Kind) -> tuple[float, str]:
+        """Relative error of sigma at the median of the signal, and the model that was found."""
+        noisy = self.true.add(self.clean, np.random.default_rng(self.seed))
+        found = estimate_noise(noisy, kind).model
+        at = np.median(self.clean[self.clean > 0], keepdims=True)
+        return float(np.sqrt(found.variance(at) / self.true.variance(at))[0] - 1), found.key
+
+
+def kind_row(kind: Kind, cases: Sequence[Case]) -> dict[str, Any]:
+    """Errors of the kind that was asked for, and of the one that was chosen."""
+    asked = np.array([case.errors(kind)[0] for case in cases])
+    automatic = [case.errors("auto") for case in cases]
+    errors = np.array([error for error, _ in automatic])
+    right = np.array([key == kind for _, key in automatic])
+
+    def within(values: Image) -> str:
+        return f"{np.mean(np.abs(values) <= WITHIN):.0%}" if len(values) else "–"
+
+    return {
+        "asked for: median": percent(float(np.median(asked))),
+        "largest": percent(float(np.abs(asked).max())),
+        f"within {WITHIN:.0%}": within(asked),
+        "auto: chosen": f"{right.sum()}/{len(cases)}",
+        "auto: median": percent(float(np.median(errors))),
+        f"auto: within {WITHIN:.0%}": within(errors),
+        "where chosen": within(errors[right]),
+    }
+
+
+def textures(seed: int, repeats: int) -> dict[str, list[Image]]:
+    return {
+        name: [texture(np.random.default_rng([seed, t, repeat])) for repeat in range(repeats)]
+        for t, (name, texture) in enumerate(TEXTURES.items())
+    }
+
+
+def rician_table(seed: int, repeats: int) -> list[dict[str, Any]]:
+    rows = []
+    for name, images in textures(seed, repeats).items():
+        for ratio in SIGNAL_TO_NOISE:
+            cases = []
+            for number, image in enumerate(images):
+                clean = head(image)
+                level = float(np.median(clean[clean > 0])) / ratio
+                cases.append(Case(Rician(level), clean, (seed, int(ratio), number)))
+            rows.append({"texture": name, "SNR": ratio, **kind_row("rician", cases)})
+    return rows
+
+
+def correlated_table(natural: Sequence[Image], seed: int, repeats: int) -> list[dict[str, Any]]:
+    rows = []
+    sources = {**textures(seed, repeats), f"{len(natural)} natural images": natural}
+    for name, images in sources.items():
+        for noise_sigma in CORRELATED_SIGMAS:
+            for length in CORRELATION_LENGTHS:
+                cases = [
+                    Case(Correlated(noise_sigma, length), image, (seed, int(100 * length), number))
+                    for number, image in enumerate(images)
+                ]
+                setting = {"image": name, "noise_sigma": noise_sigma, "length": length}
+                rows.append({**setting, **kind_row("correlated", cases)})
+    return rows
+
+
+def choice_table(natural: Sequence[Image], seed: int) -> list[dict[str, Any]]:
+    """What is chosen for each noise, on one of each texture and all natural images."""
+    rows = []
+    images = [*(repeats[0] for repeats in textures(seed, 1).values()), *natural]
+    for true in (
+        *(Gaussian(noise_sigma) for noise_sigma in SIGMAS),
+        *(PoissonGaussian(gain, 50.0) for gain in GAINS),
+        *(Rician(noise_sigma) for noise_sigma in (5.0, 15.0, 50.0)),
+        *(Correlated(sigma, length) for sigma in CORRELATED_SIGMAS for length in (0.5, 1.0)),
+    ):
+        chosen = dict.fromkeys(NOISE_MODELS, 0)
+        for number, image in enumerate(images):
+            case = Case(true, head(image) if isinstance(true, Rician) else image, (seed, number))
+            chosen[case.errors("auto")[1]] += 1
+        rows.append({"true noise": true.describe(), **chosen})
+    return rows
+
+
 def stack_table(folder: Path) -> list[dict[str, Any]]:
     rows = []
     for file in sorted(folder.glob("*.tif")):
@@ -187,6 +297,7 @@ def stack_table(folder: Path) -> list[dict[str, Any]]:
         rows.append(
             {
                 "stack": file.stem,
+                "model": found.model.key,
                 "sigma at p10, p50, p90": ", ".join(
                     f"{s:.3g}" for s in np.sqrt(found.model.variance(at))
                 ),
@@ -277,6 +388,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     images = natural_images(options.images, options.every)
     add(f"Gaussian noise on {len(images)} natural images", natural_table(images, options.seed))
+    add(f"Rician noise, {SIZE}×{SIZE}", rician_table(options.seed, options.repeats))
+    add("Correlated noise", correlated_table(images, options.seed, options.repeats))
+    add("What is chosen", choice_table(images, options.seed))
     if options.data is not None:
         add("Stacks, up to 16 slices together", stack_table(options.data))
         add("Pairs, slice by slice", pair_table(options.data))

@@ -12,13 +12,22 @@ from hypothesis import strategies as st
 from napari_learned_diffusion.core.errors import InvalidSettingError
 from napari_learned_diffusion.core.noise import (
     NOISE_MODELS,
+    Correlated,
     Gaussian,
     NoiseModel,
     PoissonGaussian,
+    Rician,
     noise_model_from_dict,
 )
 
-MODELS = [Gaussian(12.5), PoissonGaussian(2.0, 30.0), PoissonGaussian(0.4, -25.0)]
+MODELS = [
+    Gaussian(12.5),
+    PoissonGaussian(2.0, 30.0),
+    PoissonGaussian(0.4, -25.0),
+    Rician(12.5),
+    Rician(10.0, pedestal=-40.0),
+    Correlated(12.5, 0.8),
+]
 scales = st.floats(1e-3, 1e3)
 shifts = st.floats(-1e3, 1e3)
 
@@ -34,7 +43,7 @@ def test_every_registered_model_is_tested():
 @pytest.mark.parametrize("model", MODELS, ids=ids)
 def test_add_has_the_stated_variance(model):
     clean = np.array([100.0, 400.0, 2000.0])[:, None] * np.ones(200_000)
-    noise = model.add(clean, np.random.default_rng(0)) - clean
+    noise = model.add(clean, np.random.default_rng(0)) - model.mean(clean)
     np.testing.assert_allclose(noise.mean(axis=1), 0, atol=0.01 * noise.std())
     np.testing.assert_allclose(noise.var(axis=1), model.variance(clean[:, 0]), rtol=0.02)
 
@@ -53,6 +62,66 @@ def test_stabilised_noise_has_unit_variance(model):
     clean = np.array([200.0, 500.0, 3000.0])[:, None] * np.ones(100_000)
     stabilised = model.stabilise(model.add(clean, np.random.default_rng(1)))
     np.testing.assert_allclose(stabilised.std(axis=1), 1, rtol=0.03)
+
+
+@pytest.mark.parametrize("signal_to_noise", [0, 0.5, 1, 1.5, 2, 3, 5, 10, 30])
+@pytest.mark.parametrize("pedestal", [0.0, -300.0])
+def test_stabilised_magnitudes_have_unit_variance_with_and_without_signal(
+    signal_to_noise, pedestal
+):
+    model = Rician(20.0, pedestal)
+    clean = np.full(200_000, pedestal + 20.0 * signal_to_noise)
+    noisy = model.add(clean, np.random.default_rng(3))
+    assert noisy.min() >= pedestal
+    assert model.stabilise(noisy).std() == pytest.approx(1, rel=0.06)
+
+
+@pytest.mark.parametrize("signal_to_noise", [0, 0.3, 1, 2, 4, 20])
+def test_mean_and_variance_of_magnitudes(signal_to_noise):
+    stats = pytest.importorskip("scipy.stats")
+    model = Rician(3.0, pedestal=50.0)
+    expected = stats.rice(signal_to_noise, scale=3.0)
+    signal = np.array([50 + 3.0 * signal_to_noise])
+    assert model.mean(signal)[0] == pytest.approx(50 + expected.mean(), rel=1e-3)
+    assert model.variance(signal)[0] == pytest.approx(expected.var(), rel=1e-3)
+
+
+def test_magnitudes_have_no_signal_below_the_pedestal():
+    model = Rician(2.0, pedestal=10.0)
+    dark = np.array([-1e6, 0.0, 10.0])
+    assert np.ptp(model.variance(dark)) == np.ptp(model.mean(dark)) == 0
+    assert (np.diff(model.stabilise(dark)) > 0).all()
+
+
+@pytest.mark.parametrize("correlation_length", [0.0, 0.5, 1.0, 1.5])
+@pytest.mark.parametrize("shape", [(512, 400), (3, 300, 301)])
+def test_correlated_noise_has_the_level_and_the_correlation_stated(correlation_length, shape):
+    model = Correlated(7.0, correlation_length)
+    noise = model.add(np.zeros(shape), np.random.default_rng(4))
+    assert noise.std() == pytest.approx(7, rel=0.02)
+    for axis in (-1, -2):
+        neighbours = np.mean(noise * np.roll(noise, 2, axis)) / noise.var()
+        expected = np.exp(-1 / correlation_length**2) if correlation_length else 0
+        assert neighbours == pytest.approx(expected, abs=0.03)
+    if len(shape) == 3:
+        assert abs(np.mean(noise[0] * noise[1])) < 0.05 * 49
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (50_000,), (1, 1), (1, 50_000)])
+def test_correlated_noise_of_any_shape(shape):
+    noise = Correlated(2.0, 1.0).add(np.zeros(shape), np.random.default_rng(5))
+    assert noise.shape == shape
+    assert noise.size < 100 or noise.std() == pytest.approx(2, rel=0.03)
+
+
+@given(intensity=st.floats(-1e12, 1e12), step=st.floats(1e-3, 1e6))
+@pytest.mark.parametrize("model", MODELS, ids=ids)
+def test_stabilise_is_finite_and_increasing_at_all_intensities(model, intensity, step):
+    step = max(step, 1e-9 * abs(intensity))
+    low, high = model.stabilise(np.array([intensity, intensity + step]))
+    assert math.isfinite(low)
+    assert math.isfinite(high)
+    assert low < high
 
 
 @pytest.mark.parametrize("photons", [4, 10, 100])
@@ -123,6 +192,13 @@ def test_variance_is_never_negative():
         lambda: PoissonGaussian(-2.0, 1.0),
         lambda: PoissonGaussian(math.inf, 1.0),
         lambda: PoissonGaussian(1.0, math.nan),
+        lambda: Rician(0.0),
+        lambda: Rician(-1.0),
+        lambda: Rician(math.nan),
+        lambda: Rician(1.0, math.inf),
+        lambda: Correlated(-1.0, 1.0),
+        lambda: Correlated(1.0, -0.1),
+        lambda: Correlated(1.0, math.inf),
     ],
 )
 def test_wrong_parameters_are_refused(wrong):
@@ -130,10 +206,13 @@ def test_wrong_parameters_are_refused(wrong):
         wrong()
 
 
-def test_only_gaussian_of_zero_is_zero():
+def test_only_a_level_of_zero_is_no_noise():
     assert Gaussian(0.0).is_zero
     assert not Gaussian(1e-9).is_zero
     assert not PoissonGaussian(1e-9, 0.0).is_zero
+    assert not Rician(1e-9).is_zero
+    assert Correlated(0.0).is_zero
+    assert not Correlated(1e-9).is_zero
 
 
 @pytest.mark.parametrize("model", MODELS, ids=ids)
@@ -159,5 +238,12 @@ def test_descriptions_carry_the_unit():
     assert Gaussian(12.5).describe("HU") == "Gaussian, standard deviation 12.5 HU"
     assert PoissonGaussian(2.0, 30.0).describe("counts") == (
         "Poisson-Gaussian, gain 2 counts, offset 30 counts²"
+    )
+    assert Rician(3.0).describe("a.u.") == "Rician, noise level 3 a.u."
+    assert Rician(3.0, 100.0).describe("counts") == (
+        "Rician, noise level 3 counts, pedestal 100 counts"
+    )
+    assert Correlated(12.5, 0.8).describe("HU") == (
+        "Correlated, standard deviation 12.5 HU, correlation length 0.8 px"
     )
     assert not Gaussian(1.0).describe().endswith(" ")

@@ -11,9 +11,17 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from napari_learned_diffusion.config import NOISE_CHOICES
 from napari_learned_diffusion.core.errors import InvalidImageError, InvalidSettingError
-from napari_learned_diffusion.core.noise import Gaussian, NoiseModel, PoissonGaussian
+from napari_learned_diffusion.core.noise import (
+    Correlated,
+    Gaussian,
+    NoiseModel,
+    PoissonGaussian,
+    Rician,
+)
 from napari_learned_diffusion.core.noise_estimation import (
+    KINDS,
     NoiseEstimate,
     estimate_noise,
     sample_planes,
@@ -297,6 +305,131 @@ def test_white_noise_is_not_called_correlated():
         assert "is correlated" not in found.message
 
 
+# ---------------------------------------------------------------- correlated noise
+
+
+@pytest.mark.parametrize("texture", ["smooth", "piecewise"])
+@pytest.mark.parametrize("correlation_length", [0.5, 0.8, 1.2])
+@pytest.mark.parametrize("noise_sigma", [10.0, 30.0])
+def test_correlated_noise_is_recovered_and_chosen(texture, correlation_length, noise_sigma):
+    rng = np.random.default_rng([39, int(noise_sigma), int(10 * correlation_length)])
+    true = Correlated(noise_sigma, correlation_length)
+    found = estimate_noise(true.add(TEXTURES[texture](rng, 384), rng))
+    assert isinstance(found.model, Correlated), found.message
+    assert found.model.noise_sigma == pytest.approx(noise_sigma, rel=0.15)
+    assert found.model.correlation_length == pytest.approx(correlation_length, rel=0.2)
+    np.testing.assert_allclose(found.curve.noise_sigma, noise_sigma, rtol=0.35)
+
+
+def test_noise_of_a_ct_kernel_is_measured_though_it_is_weak_at_low_frequencies():
+    rng = np.random.default_rng(40)
+    frequency = np.hypot(np.fft.fftfreq(384)[:, None], np.fft.rfftfreq(384))
+    kernel = frequency * np.exp(-2 * (2.4 * frequency) ** 2)
+    noise = np.fft.irfft2(np.fft.rfft2(rng.normal(size=(384, 384))) * kernel, (384, 384))
+    found = estimate_noise(smooth(rng, 384) + 20 * noise / noise.std())
+    assert found.model.noise_sigma == pytest.approx(20, rel=0.1)
+
+
+def test_correlated_noise_can_be_asked_for_on_white_noise():
+    rng = np.random.default_rng(41)
+    found = estimate_noise(smooth(rng) + rng.normal(0, 12, (SIZE, SIZE)), "correlated")
+    assert isinstance(found.model, Correlated)
+    assert found.model.noise_sigma == pytest.approx(12, rel=0.1)
+    assert found.model.correlation_length < 0.25
+    assert "as asked for" in found.message
+
+
+def test_correlated_noise_in_an_image_too_small_to_tell():
+    found = estimate_noise(np.random.default_rng(42).normal(0, 10, (40, 40)), "correlated")
+    assert isinstance(found.model, Correlated)
+    assert found.model.noise_sigma == pytest.approx(10, rel=0.3)
+    assert "too few" in found.message
+
+
+def test_texture_that_looks_like_correlated_noise_but_ends_in_white_is_not_taken_for_it():
+    rng = np.random.default_rng(43)
+    grain = 15 * Correlated(1.0, 1.2).add(np.zeros((256, 256)), rng)
+    found = estimate_noise(grain + rng.normal(0, 2, grain.shape))
+    assert not isinstance(found.model, Correlated)
+
+
+def test_correlated_noise_that_differs_between_air_and_tissue_is_not_called_the_same():
+    rng = np.random.default_rng(44)
+    y, x = np.mgrid[:256, :256] - 128
+    body = np.hypot(x, y) < 70
+    noise = Correlated(1.0, 0.6).add(np.zeros(body.shape), rng)
+    found = estimate_noise(np.where(body, 1000, 0) + noise * np.where(body, 30, 10))
+    assert not isinstance(found.model, Correlated)
+
+
+def test_slices_with_different_correlated_noise_are_noted():
+    rng = np.random.default_rng(45)
+    stack = Correlated(1.0, 0.8).add(np.zeros((4, 128, 128)), rng)
+    assert not estimate_noise(stack).slices_differ
+    assert estimate_noise(stack * np.array([1, 1, 3, 3])[:, None, None]).slices_differ
+
+
+# ---------------------------------------------------------------- Rician noise
+
+
+def head(rng: np.random.Generator, texture: str = "smooth", size: int = SIZE) -> np.ndarray:
+    """An ellipse of tissue in the air, where there is no signal."""
+    y, x = np.mgrid[:size, :size] / size - 0.5
+    return np.where(np.hypot(x / 0.42, y / 0.36) < 1, 60 + 0.75 * TEXTURES[texture](rng, size), 0)
+
+
+@pytest.mark.parametrize("texture", TEXTURES)
+@pytest.mark.parametrize("signal_to_noise", [3, 8, 30])
+def test_rician_noise_is_recovered_and_chosen(texture, signal_to_noise):
+    rng = np.random.default_rng([46, signal_to_noise])
+    clean = head(rng, texture, 256)
+    noise_sigma = float(np.median(clean[clean > 0])) / signal_to_noise
+    found = estimate_noise(Rician(noise_sigma).add(clean, rng))
+    assert isinstance(found.model, Rician), found.message
+    assert found.model.noise_sigma == pytest.approx(noise_sigma, rel=0.1)
+    assert found.model.pedestal == 0
+
+
+def test_rician_noise_of_whole_numbers():
+    rng = np.random.default_rng(47)
+    found = estimate_noise(np.rint(Rician(4.0).add(head(rng), rng)).astype(np.uint16))
+    assert isinstance(found.model, Rician)
+    assert found.model.noise_sigma == pytest.approx(4, rel=0.1)
+
+
+def test_rician_curve_lies_on_the_model():
+    rng = np.random.default_rng(48)
+    found = estimate_noise(Rician(15.0).add(head(rng, size=256), rng))
+    air = found.curve.noise_sigma[0]
+    assert air == pytest.approx(0.655 * 15, rel=0.1)
+    assert 1 < found.curve.intensity[0] / 15 < 1.3  # 1.253 on average
+    assert found.curve.noise_sigma[-1] == pytest.approx(15, rel=0.2)
+
+
+@pytest.mark.parametrize("kind", ["signed", "gaussian in the air", "masked"])
+def test_what_only_resembles_a_magnitude_image_is_not_called_rician(kind):
+    rng = np.random.default_rng(49)
+    clean = head(rng)
+    noisy = clean + rng.normal(0, 8, clean.shape)
+    image = {
+        "signed": noisy,
+        "gaussian in the air": noisy + 40,
+        "masked": np.where(clean > 0, Rician(8.0).add(clean, rng), 0),
+    }[kind]
+    found = estimate_noise(image)
+    assert not isinstance(found.model, Rician)
+    asked = estimate_noise(image, "rician")
+    assert isinstance(asked.model, Rician)
+    assert "as asked for" in asked.message
+
+
+def test_photon_counts_are_not_called_rician():
+    rng = np.random.default_rng(50)
+    for gain in (1.0, 5.0, 50.0):
+        found = estimate_noise(gain * rng.poisson(head(rng) / gain))
+        assert not isinstance(found.model, Rician)
+
+
 # ---------------------------------------------------------------- stacks
 
 
@@ -378,7 +511,7 @@ def labels() -> np.ndarray:
     ],
     ids=["zeros", "uint8", "1x1", "nan", "ramp", "labels", "binary", "phantom"],
 )
-@pytest.mark.parametrize("kind", ["auto", "gaussian", "poisson-gaussian"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_no_noise_gives_gaussian_of_zero(image, kind):
     found = estimate_noise(image, kind)
     assert found.model == Gaussian(0.0)
@@ -394,7 +527,7 @@ def test_rounding_of_a_float_image_is_no_noise():
 @pytest.mark.parametrize(
     "shape", [(1, 2), (2, 1), (1, 40), (2, 2), (3, 3), (5, 4), (9, 9), (4, 3, 3)]
 )
-@pytest.mark.parametrize("kind", ["auto", "gaussian", "poisson-gaussian"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_small_images_give_a_guess_of_little_confidence(shape, kind):
     image = np.random.default_rng(31).normal(0, 10, shape)
     found = estimate_noise(image, kind)
@@ -450,7 +583,11 @@ def test_wrong_arrays_are_refused(planes, mask):
 
 def test_an_unknown_kind_is_refused_and_the_known_named():
     with pytest.raises(InvalidSettingError, match="poisson-gaussian"):
-        estimate_noise(np.ones((8, 8)), "rician")
+        estimate_noise(np.ones((8, 8)), "speckle")
+
+
+def test_every_kind_that_can_be_chosen_can_be_estimated():
+    assert KINDS == NOISE_CHOICES
 
 
 def test_the_input_is_left_as_it_is():
@@ -472,7 +609,7 @@ def test_slices_of_any_memory_layout():
 # ---------------------------------------------------------------- change of units
 
 
-@pytest.mark.parametrize("kind", ["auto", "gaussian", "poisson-gaussian"])
+@pytest.mark.parametrize("kind", ["auto", "gaussian", "poisson-gaussian", "correlated"])
 @settings(max_examples=8, deadline=None)
 @given(scale=st.floats(1e-6, 1e6), shift=st.floats(-1e3, 1e3))
 def test_estimates_change_with_the_units(kind, scale, shift):
@@ -489,6 +626,16 @@ def test_estimates_change_with_the_units(kind, scale, shift):
         found.curve.noise_sigma, scale * expected.curve.noise_sigma, rtol=1e-6
     )
     assert found.confidence == pytest.approx(expected.confidence, abs=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 0.1, 1e6])
+def test_rician_estimates_change_with_the_scale(scale):
+    rng = np.random.default_rng(51)
+    image = Rician(10.0).add(head(rng), rng)
+    found, expected = estimate_noise(scale * image), estimate_noise(image)
+    assert isinstance(found.model, Rician)
+    assert isinstance(expected.model, Rician)
+    assert found.model.noise_sigma == pytest.approx(scale * expected.model.noise_sigma, rel=1e-6)
 
 
 @pytest.mark.parametrize("turn", [np.rot90, np.fliplr, np.transpose])

@@ -21,33 +21,48 @@ References
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from napari_learned_diffusion.core.errors import InvalidSettingError
-from napari_learned_diffusion.core.noise import Gaussian, NoiseModel, PoissonGaussian
+from napari_learned_diffusion.core.noise import (
+    Correlated,
+    Gaussian,
+    NoiseModel,
+    PoissonGaussian,
+    Rician,
+)
 from napari_learned_diffusion.core.noise_fit import (
     NOT_WHITE,
+    Bins,
     Line,
+    RicianFit,
     fit_curve,
+    fit_rician,
     flat_level,
     low_frequencies,
+    rayleigh_distance,
+    rician_variance,
     spread_over_planes,
     without_clipped,
 )
 from napari_learned_diffusion.core.noise_measurement import (
+    Blocks,
     Floats,
+    Layout,
     Pixels,
     checked_pixels,
     is_noise_free,
     mean_square_quantile,
     measure_blocks,
 )
+from napari_learned_diffusion.core.noise_spectrum import flat_spectrum
 
-KINDS = ("auto", "gaussian", "poisson-gaussian")
+Kind = Literal["auto", "gaussian", "poisson-gaussian", "rician", "correlated"]
+KINDS = get_args(Kind)
 
 # "auto": how much the noise must change over the image, and by how many standard errors.
 NOTABLE_CHANGE = 1.15
@@ -57,6 +72,14 @@ SIGNIFICANT = 4.0
 CHANGE_IN_TEXTURE = 1.6
 # Variance of the noisiest over the one of the quietest plane, above which they share no model.
 DIFFERENT_PLANES = 2.0
+
+# "auto" takes noise for Rician where air and signal by themselves give its level within so much …
+AGREE = 0.15
+# … the variances of the bins deviate by less than this from it …
+RICIAN_MISFIT = 0.25
+# … air is at least this share of the blocks, and its intensities have a Rayleigh distribution.
+AIR_SHARE = 0.02
+RAYLEIGH_DISTANCE = 0.08
 
 
 @dataclass(frozen=True)
@@ -117,7 +140,7 @@ def sample_planes(n_planes: int, at_most: int = 16) -> NDArray[np.intp]:
 
 def estimate_noise(
     planes: NDArray[Any],
-    kind: Literal["auto", "gaussian", "poisson-gaussian"] = "auto",
+    kind: Kind = "auto",
     *,
     mask: NDArray[np.bool_] | None = None,
 ) -> NoiseEstimate:
@@ -174,6 +197,47 @@ def estimate_noise(
     return _estimate(pixels, kind)
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """What the choice of a model is made from, on the unit range."""
+
+    pixels: Pixels
+    sample: NDArray[Any]
+    blocks: Blocks
+    layout: Layout
+    level: float  # variance of noise that is the same everywhere
+    bins: Bins
+    line: Line
+
+    @property
+    def no_signal(self) -> float:
+        """Where intensity 0 lies."""
+        return -self.pixels.lowest / self.pixels.scale
+
+    @property
+    def flat_line(self) -> Line:
+        return Line(0.0, self.level, self.level)
+
+    def curve(self, variance: Floats) -> NoiseCurve:
+        return self.curve_of(self.bins.intensity, np.sqrt(variance), self.bins.count)
+
+    def curve_of(self, intensity: Floats, noise_sigma: Floats, weight: Floats) -> NoiseCurve:
+        scale, lowest = self.pixels.scale, self.pixels.lowest
+        return NoiseCurve(intensity * scale + lowest, noise_sigma * scale, weight)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A model, in layer units, and why it was chosen."""
+
+    model: NoiseModel
+    curve: NoiseCurve
+    reason: str
+    confidence: float
+    slices_differ: bool
+    notes: tuple[str, ...] = ()
+
+
 def _estimate(pixels: Pixels, kind: str) -> NoiseEstimate:
     sample = pixels.sample()
     blocks, constant_means, layout = measure_blocks(pixels, sample)
@@ -197,48 +261,56 @@ def _estimate(pixels: Pixels, kind: str) -> NoiseEstimate:
     if level <= (4 * pixels.resolution) ** 2:
         return _no_noise("No noise found: the smoothest parts of the image are free of it.", 0.8)
     bins, line = fit_curve(blocks, level, layout)
+    measured = _Measured(pixels, sample, blocks, layout, level, bins, line)
+    choice = _rician(measured, kind) or _correlated(measured, kind) or _white(measured, kind)
+    notes += choice.notes
+    confidence *= choice.confidence
+    if choice.slices_differ:
+        notes.append("the slices differ in their noise")
+        confidence *= 0.5
+    if _mean_variance(choice.model, sample) < (0.6 * _grey_level(sample)) ** 2:
+        notes.append("there are few grey levels, the noise is finer than one")
+        confidence *= 0.5
+    message = "; ".join([f"{choice.model.describe()}: {choice.reason}", *notes]) + "."
+    return NoiseEstimate(
+        choice.model,
+        choice.curve,
+        float(np.clip(confidence, 0, 1)),
+        message,
+        choice.slices_differ,
+    )
+
+
+def _white(measured: _Measured, kind: str) -> _Choice:
+    """Noise that is the same everywhere or grows with the intensity, by its high frequencies."""
+    pixels, blocks, bins = measured.pixels, measured.blocks, measured.bins
+    line, level, confidence = measured.line, measured.level, 1.0
     span = np.quantile(blocks.mean, [0.05, 0.95])
     ends = np.sqrt(line(span))
-    significant = len(bins.count) > 2 and line.slope > SIGNIFICANT * line.slope_error
-    smooth = bins.intensity[bins.excess < 0.5]
-    covered = np.ptp(smooth) > 0.5 * np.ptp(span)
-    change = NOTABLE_CHANGE if covered else CHANGE_IN_TEXTURE
-    grows = significant and bool(ends[1] > change * ends[0])
+    grows = _grows(measured, span)
     if grows or kind == "poisson-gaussian":
         confidence /= 1 + (line.misfit / 0.5) ** 2
     else:
-        line = Line(0.0, level, level)
+        line = measured.flat_line
 
-    texture, correlation = low_frequencies(blocks, line, layout)
+    notes: tuple[str, ...] = ()
+    texture, correlation = low_frequencies(blocks, line, measured.layout)
     if correlation > 1.1:
-        notes.append(
-            "the noise is correlated between neighbouring pixels, which is counted in only roughly"
+        notes = (
+            "the noise is correlated between neighbouring pixels, which is counted in only roughly",
         )
         confidence *= 0.7
     elif texture > NOT_WHITE:
-        notes.append(
+        notes = (
             "fine texture everywhere, or noise that is correlated between neighbouring pixels, "
-            "makes the level uncertain"
+            "makes the level uncertain",
         )
         confidence *= max(0.2, NOT_WHITE / texture)
-    slices_differ = spread_over_planes(blocks, line) > DIFFERENT_PLANES
-    if slices_differ:
-        notes.append("the slices differ in their noise")
-        confidence *= 0.5
-    step = _grey_level(sample) / pixels.scale
-    if np.mean(line(blocks.mean)) < (0.6 * step) ** 2:
-        notes.append("there are few grey levels, the noise is finer than one")
-        confidence *= 0.5
 
-    curve = NoiseCurve(
-        bins.intensity * pixels.scale + pixels.lowest,
-        np.sqrt(bins.variance * correlation) * pixels.scale,
-        bins.count,
-    )
-    ends = ends * np.sqrt(correlation) * pixels.scale
     model: NoiseModel
     if kind == "poisson-gaussian" or (kind == "auto" and grows):
         model = _poisson_gaussian(line, level, correlation)
+        ends = ends * np.sqrt(correlation) * pixels.scale
         reason = (
             f"the noise grows with the intensity, from {ends[0]:.3g} to {ends[1]:.3g}"
             if grows
@@ -251,9 +323,104 @@ def _estimate(pixels: Pixels, kind: str) -> NoiseEstimate:
             if grows
             else "the noise is about the same at all intensities"
         )
-    model = model.transformed(pixels.scale, pixels.lowest)
-    message = "; ".join([f"{model.describe()}: {reason}", *notes]) + "."
-    return NoiseEstimate(model, curve, float(np.clip(confidence, 0, 1)), message, slices_differ)
+    return _Choice(
+        model.transformed(pixels.scale, pixels.lowest),
+        measured.curve(bins.variance * correlation),
+        reason,
+        confidence,
+        spread_over_planes(blocks, line(blocks.mean)) > DIFFERENT_PLANES,
+        notes,
+    )
+
+
+def _grows(measured: _Measured, span: Floats) -> bool:
+    """Whether the line is steep enough, and known well enough, to be no constant."""
+    bins, line = measured.bins, measured.line
+    significant = len(bins.count) > 2 and line.slope > SIGNIFICANT * line.slope_error
+    smooth = bins.intensity[bins.excess < 0.5]
+    covered = np.ptp(smooth) > 0.5 * np.ptp(span)
+    change = NOTABLE_CHANGE if covered else CHANGE_IN_TEXTURE
+    dark, bright = np.sqrt(line(span))
+    return bool(significant and bright > change * dark)
+
+
+def _rician(measured: _Measured, kind: str) -> _Choice | None:
+    """Rician noise, where it was asked for or is plain to see."""
+    if kind not in ("auto", "rician"):
+        return None
+    pixels, bins, blocks = measured.pixels, measured.bins, measured.blocks
+    fit = fit_rician(bins, measured.no_signal, measured.layout)
+    seen = _is_rician(measured, fit)
+    if kind == "auto" and not seen:
+        return None
+    reason = (
+        "the background is the one of a magnitude image, and the signal has the noise to match"
+        if seen
+        else "as asked for, though background and signal don't show it plainly"
+    )
+    expected = rician_variance(fit.noise_sigma, measured.no_signal, blocks.mean)
+    return _Choice(
+        Rician(fit.noise_sigma * pixels.scale),
+        measured.curve(bins.variance),
+        reason,
+        1 / (1 + (fit.misfit / 0.5) ** 2),
+        spread_over_planes(blocks, expected) > DIFFERENT_PLANES,
+    )
+
+
+def _is_rician(measured: _Measured, fit: RicianFit) -> bool:
+    pixels = measured.pixels
+    agree = all(abs(found / fit.noise_sigma - 1) < AGREE for found in (fit.in_air, fit.in_signal))
+    enough = fit.air_blocks >= AIR_SHARE * len(measured.blocks)
+    if pixels.lowest < 0 or fit.misfit > RICIAN_MISFIT or not (agree and enough):
+        return False
+    noise_sigma = fit.noise_sigma * pixels.scale
+    magnitudes = measured.sample.astype(np.float64) / noise_sigma
+    step = _grey_level(measured.sample) / noise_sigma
+    return rayleigh_distance(magnitudes, step) < RAYLEIGH_DISTANCE
+
+
+def _correlated(measured: _Measured, kind: str) -> _Choice | None:
+    """Correlated noise, where it was asked for or flat areas show it clearly."""
+    asked = kind == "correlated"
+    # White noise needs no second look, which takes as long as the first.
+    if not asked and (kind != "auto" or not _may_be_correlated(measured)):
+        return None
+    found = flat_spectrum(measured.pixels, measured.sample)
+    if not asked and (found is None or not found.is_clear):
+        return None
+    if found is None:
+        white = _white(measured, "gaussian")
+        level = float(np.sqrt(_mean_variance(white.model, measured.sample)))
+        note = "there are too few flat areas to tell how far it is correlated"
+        return replace(
+            white,
+            model=Correlated(level, 0.0),
+            reason="as asked for",
+            confidence=white.confidence * 0.5,
+            notes=(*white.notes, note),
+        )
+    return _Choice(
+        Correlated(found.noise_sigma * measured.pixels.scale, round(found.correlation_length, 3)),
+        measured.curve_of(found.intensity, found.curve, found.count),
+        (
+            "flat areas show that neighbouring pixels share noise"
+            if found.is_clear
+            else "as asked for, though it can't be told from texture for sure"
+        ),
+        0.8 if found.is_clear else 0.4,
+        found.spread > DIFFERENT_PLANES,
+    )
+
+
+def _may_be_correlated(measured: _Measured) -> bool:
+    texture, _ = low_frequencies(measured.blocks, measured.flat_line, measured.layout)
+    return texture > NOT_WHITE
+
+
+def _mean_variance(model: NoiseModel, sample: NDArray[Any]) -> float:
+    """Variance of the noise over an image, in squared layer units."""
+    return float(np.mean(model.variance(sample.astype(np.float64))))
 
 
 def _poisson_gaussian(line: Line, level: float, correlation: float) -> PoissonGaussian:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_learned_diffusion.core.noise import Rician
 from napari_learned_diffusion.core.noise_measurement import Blocks, Floats, Layout
 
 # Share of a bin's pixels that may be clipped: the variance loses less than 10 % up to here.
@@ -27,6 +28,8 @@ CORRELATED = 1.5
 STEEP = 2.5
 # High over highest frequencies, above which there is no floor of white noise at the end.
 FALLING = 1.2
+# Mean magnitudes, in noise levels, below which there is no signal and above which a clear one.
+AIR, CLEAR_SIGNAL = 1.6, 2.8
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,9 @@ def without_clipped(blocks: Blocks) -> tuple[Blocks, float]:
     Whole intensity bins go, never single blocks: those that happen to touch the end of the range
     less than their like are a biased choice. All stay, and the share is 1, where none would.
     """
-    numbers = _bin_numbers(blocks.mean)
+    numbers = bin_numbers(blocks.mean)
     clipped = np.zeros(len(blocks), dtype=np.bool_)
-    for inside in _members(numbers):
+    for inside in group_members(numbers):
         weak = inside[blocks.low[inside] <= np.quantile(blocks.low[inside], 0.25)]
         clipped[inside] = blocks.special[weak].mean() > MAX_CLIPPED
     if np.count_nonzero(~clipped) < min(FEWEST, len(blocks)):
@@ -86,7 +89,7 @@ def flat_level(blocks: Blocks, layout: Layout) -> float:
 
 def fit_curve(blocks: Blocks, level: float, layout: Layout) -> tuple[Bins, Line]:
     """The noise curve and the line through it, which in turn tells the blocks that count."""
-    members = _members(_bin_numbers(blocks.mean))
+    members = group_members(bin_numbers(blocks.mean))
     line = Line(0.0, level, level)
     limit = 0.0  # the first look is at each bin's weakest texture, as its noise isn't known yet
     for _ in range(FIT_ROUNDS):
@@ -139,24 +142,24 @@ def low_frequencies(blocks: Blocks, line: Line, layout: Layout) -> tuple[float, 
     return texture, 1 + trust * (whole - 1)
 
 
-def spread_over_planes(blocks: Blocks, line: Line) -> float:
-    """Largest over smallest variance of the planes, each relative to the line; 1 for one plane."""
-    expected = line(blocks.mean)
+def spread_over_planes(blocks: Blocks, expected: Floats) -> float:
+    """Largest over smallest variance of the planes, relative to the blocks' expected ones."""
     relative_low = blocks.low / expected
     levels = []
-    for inside in _members(blocks.plane.astype(np.intp)):
+    for inside in group_members(blocks.plane.astype(np.intp)):
         # The plane's own smoother half, so that a plane with more noise isn't taken for texture.
         weak = inside[_weak(relative_low[inside], float(np.median(relative_low[inside])))]
         levels.append(float(blocks.high[weak].sum() / expected[weak].sum()))
     return max(levels) / max(min(levels), 1e-6)
 
 
-def _members(numbers: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+def group_members(numbers: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+    """Indices of those that have each number, ascending by the number."""
     order = np.argsort(numbers, kind="stable")
     return np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1)
 
 
-def _bin_numbers(mean: Floats, at_most: int = 24, fewest: int = 24) -> NDArray[np.intp]:
+def bin_numbers(mean: Floats, at_most: int = 24, fewest: int = 24) -> NDArray[np.intp]:
     """The intensity bin of each block.
 
     Bins of equal counts, and those that are wide are split evenly, since the few brightest blocks
@@ -193,10 +196,7 @@ def _fit_line(bins: Bins, layout: Layout) -> Line:
     grows with its square. Bins with more texture than the others weigh less.
     """
     x, y = bins.intensity, bins.variance
-    n_high = int(layout.high.sum())
-    prior = 1 / (2 / (n_high * bins.count) + MODEL_ERROR**2)
-    excess = bins.excess
-    prior /= (1 + excess**2) ** 2
+    prior = _trust(bins, layout)
     floor = max(0.1 * float(np.quantile(y, 0.1)), float(np.finfo(np.float64).tiny))
     slope, offset = _median_line(x, y, prior)
     darkest = int(np.argmin(x))
@@ -223,6 +223,88 @@ def _fit_line(bins: Bins, layout: Layout) -> Line:
             slope = float(weight @ (away * rise) / (weight @ away**2))
             offset = float(0.25 * y[darkest] - slope * x[darkest])
     return Line(slope, offset, floor, slope_error, misfit)
+
+
+def _trust(bins: Bins, layout: Layout) -> Floats:
+    """Weight of each bin: how exactly it is measured, and less where there is texture."""
+    weight = 1 / (2 / (int(layout.high.sum()) * bins.count) + MODEL_ERROR**2)
+    return np.asarray(weight / (1 + bins.excess**2) ** 2)
+
+
+@dataclass(frozen=True)
+class RicianFit:
+    """Rician noise through the bins of a noise curve, on the unit range."""
+
+    noise_sigma: float
+    misfit: float  # robust relative deviation of the bins' variances from it
+    in_air: float  # noise_sigma by the bins without signal alone, NaN where there are none
+    in_signal: float  # and by those with a clear signal
+    air_blocks: float
+
+
+def fit_rician(bins: Bins, no_signal: float, layout: Layout) -> RicianFit:
+    r"""Rician noise through the bins: the median of what each of them says by itself.
+
+    Mean and variance of magnitudes determine signal and noise at once, since their ratio
+    :math:`\mathrm{E}m / \sqrt{\operatorname{var} m}` tells the signal-to-noise ratio [1]_.
+
+    References
+    ----------
+    .. [1] C. G. Koay, P. J. Basser, "Analytically exact correction scheme for signal extraction
+       from noisy magnitude MR signals", J. Magn. Reson. 179 (2006), 317-322.
+    """
+    signal = np.linspace(0, 20, 401)
+    unit = Rician(1.0)
+    variance = unit.variance(signal)
+    mean = bins.intensity - no_signal
+    ratio = mean / np.sqrt(bins.variance)
+    share = np.interp(ratio, unit.mean(signal) / np.sqrt(variance), variance)
+    sigma = np.sqrt(bins.variance / share)
+    weight = _trust(bins, layout)
+    noise_sigma = _weighted_median(sigma, weight)
+    deviation = np.abs((sigma / noise_sigma) ** 2 - 1)
+    air = mean < AIR * noise_sigma
+    clear = mean > CLEAR_SIGNAL * noise_sigma
+    return RicianFit(
+        noise_sigma,
+        1.4826 * _weighted_median(deviation, weight),
+        _weighted_median(sigma[air], weight[air]) if air.any() else np.nan,
+        _weighted_median(sigma[clear], weight[clear]) if clear.any() else np.nan,
+        float(bins.count[air].sum()),
+    )
+
+
+def rician_variance(noise_sigma: float, no_signal: float, mean: Floats) -> Floats:
+    """Variance of Rician noise where the noisy intensities have that mean."""
+    model = Rician(noise_sigma, no_signal)
+    signal = no_signal + noise_sigma * np.linspace(0, 20, 401)
+    return np.interp(mean, model.mean(signal), model.variance(signal))
+
+
+def rayleigh_distance(magnitudes: Floats, step: float) -> float:
+    r"""Largest difference of the distribution of the smallest magnitudes from a Rayleigh one's.
+
+    Parameters
+    ----------
+    magnitudes
+        In noise levels. Those above `AIR` don't count, as there may be a signal.
+    step
+        Distance of neighbouring grey levels, 0 if continuous.
+
+    Returns
+    -------
+    float
+        0 where they are equal, to 1.
+    """
+    values, counts = np.unique(magnitudes[magnitudes < AIR], return_counts=True)
+    if len(values) == 0:
+        return 1.0
+
+    def rayleigh(m: Floats | float) -> Floats:
+        return np.asarray(1 - np.exp(-(np.minimum(m, AIR) ** 2) / 2))
+
+    share = np.cumsum(counts) / counts.sum()
+    return float(np.abs(share - rayleigh(values + step / 2) / rayleigh(AIR)).max())
 
 
 def _median_line(x: Floats, y: Floats, weight: Floats) -> tuple[float, float]:

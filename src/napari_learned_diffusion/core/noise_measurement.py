@@ -6,6 +6,7 @@ range, where the lowest value of the data is 0 and the highest is 1.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -167,7 +168,7 @@ def mean_square_quantile(p: float, count: int) -> float:
 
 def measure_blocks(pixels: Pixels, sample: NDArray[Any]) -> tuple[Blocks, Floats, Layout]:
     """The largest blocks of which there are enough, means of the exactly constant ones, layout."""
-    special_values = _special_values(sample)
+    special_values = special_values_of(sample)
     for size, enough in ((8, 64), (4, 32), (2, 1)):
         layout = Layout(size)
         blocks, constant_means = _measure_blocks_of(pixels, special_values, layout)
@@ -176,20 +177,29 @@ def measure_blocks(pixels: Pixels, sample: NDArray[Any]) -> tuple[Blocks, Floats
     return blocks, constant_means, layout
 
 
-def _measure_blocks_of(
-    pixels: Pixels, special_values: NDArray[Any], layout: Layout
-) -> tuple[Blocks, Floats]:
-    """All blocks in which every pixel counts; the exactly constant ones apart, by their means."""
-    size = layout.size
+@dataclass(frozen=True)
+class Cut:
+    """Square blocks of one plane, on the unit range, in which every pixel counts."""
+
+    blocks: Floats  # (n_blocks, size, size)
+    special: Floats  # fraction of pixels that are clipped, saturated or padded
+    constant_means: Floats  # of the exactly constant blocks, which are left out
+    plane: int
+
+
+def cut_blocks(
+    pixels: Pixels, special_values: NDArray[Any], size: int, at_most: int = MOST_BLOCKS
+) -> Iterator[Cut]:
+    """The blocks of ``size`` × ``size`` pixels of each plane; of many planes some rows of them."""
     n_blocks = pixels.n_pixels / size**2
     stride = size if n_blocks >= MANY_BLOCKS else max(1, size // 2)
     # Of a huge stack whole rows of blocks are skipped, so that time and memory stay bounded.
-    row_stride = stride * max(1, round(n_blocks / MOST_BLOCKS))
-    dct = layout.dct
-    bands = np.stack([layout.low, layout.high, layout.coarse, layout.middle, layout.top], axis=1)
-    mean_of_band = bands / np.maximum(1, bands.sum(axis=0))
-    rows: list[Floats] = []
-    constant_means: list[Floats] = []
+    row_stride = stride * max(1, round(n_blocks / at_most))
+
+    def windows(values: NDArray[Any]) -> NDArray[Any]:
+        view = np.lib.stride_tricks.sliding_window_view(values, (size, size))
+        return view[::row_stride, ::stride].reshape(-1, size, size)
+
     for number, (plane, ok) in enumerate(zip(pixels.planes, pixels.valid, strict=True)):
         if min(plane.shape) < size:
             continue
@@ -201,34 +211,46 @@ def _measure_blocks_of(
         is_constant = is_special & (
             ndimage.minimum_filter(unit, 3) == ndimage.maximum_filter(unit, 3)
         )
-
-        def windows(values: NDArray[Any]) -> NDArray[Any]:
-            view = np.lib.stride_tricks.sliding_window_view(values, (size, size))
-            return view[::row_stride, ::stride].reshape(-1, size, size)
-
         whole = windows(ok).all(axis=(1, 2))
         blocks = windows(unit)[whole]
         # A block of one value is constant too where that value is no more frequent than others.
         constant = windows(is_constant)[whole].any(axis=(1, 2)) | (np.ptp(blocks, axis=(1, 2)) == 0)
-        special_part = windows(is_special)[whole].mean(axis=(1, 2))[~constant]
-        constant_means.append(np.median(blocks[constant].reshape(-1, size**2), axis=1))
-        blocks = blocks[~constant]
-        energy = np.square(dct @ blocks @ dct.T).reshape(len(blocks), size**2)
+        yield Cut(
+            blocks[~constant],
+            windows(is_special)[whole].mean(axis=(1, 2))[~constant],
+            np.median(blocks[constant].reshape(-1, size**2), axis=1),
+            number,
+        )
+
+
+def _measure_blocks_of(
+    pixels: Pixels, special_values: NDArray[Any], layout: Layout
+) -> tuple[Blocks, Floats]:
+    """All blocks in which every pixel counts; the exactly constant ones apart, by their means."""
+    size, dct = layout.size, layout.dct
+    bands = np.stack([layout.low, layout.high, layout.coarse, layout.middle, layout.top], axis=1)
+    mean_of_band = bands / np.maximum(1, bands.sum(axis=0))
+    rows: list[Floats] = []
+    constant_means: list[Floats] = []
+    for cut in cut_blocks(pixels, special_values, size):
+        n_blocks = len(cut.blocks)
+        energy = np.square(dct @ cut.blocks @ dct.T).reshape(n_blocks, size**2)
         rows.append(
             np.stack(
                 [
-                    blocks.mean(axis=(1, 2)),
+                    cut.blocks.mean(axis=(1, 2)),
                     *(energy @ mean_of_band).T,
-                    special_part,
-                    np.full(len(blocks), float(number)),
+                    cut.special,
+                    np.full(n_blocks, float(cut.plane)),
                 ]
             )
         )
+        constant_means.append(cut.constant_means)
     table = np.concatenate(rows, axis=1) if rows else np.zeros((len(fields(Blocks)), 0))
     return Blocks(*table), np.concatenate(constant_means) if rows else np.zeros(0)
 
 
-def _special_values(sample: NDArray[Any]) -> NDArray[Any]:
+def special_values_of(sample: NDArray[Any]) -> NDArray[Any]:
     """Values that far more pixels have than have the values beside them.
 
     So look exactly constant areas, and the ends of the range where pixels were clipped.
