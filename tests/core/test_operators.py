@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -12,6 +14,8 @@ from napari_learned_diffusion.core.operators import (
     EIGHT_NEIGHBOURS,
     FOUR_NEIGHBOURS,
     Stencil,
+    anisotropy,
+    diffusion_tensor,
     divergence,
     edge_sums,
     gradient,
@@ -19,6 +23,7 @@ from napari_learned_diffusion.core.operators import (
     mean_conductance,
     mean_of_ends,
     open_edges,
+    orientation,
     pixel_spacing,
 )
 
@@ -91,6 +96,112 @@ def test_mean_conductance_of_a_constant_is_that_constant_up_to_the_corners():
     torch.testing.assert_close(
         mean_conductance(conductances, stencil), torch.full((1, 1, 4, 5), 0.7)
     )
+
+
+SHAPES = [(1, 1), (1, 5), (5, 1), (2, 2), (4, 5)]
+SPACINGS = [(1.0, 1.0), (1.0, 3.0), (2.5, 1.0)]
+LONG_EDGES = ((4, 0), (0, 4), (4, 4), (4, -4))
+
+
+def conducting(conductances: dict[tuple[int, int], float], offsets=EIGHT_NEIGHBOURS, size=9):
+    """Edges that conduct by their direction, the same everywhere."""
+    edges = torch.zeros(1, len(offsets), size, size, dtype=torch.float64)
+    for e, offset in enumerate(offsets):
+        edges[:, e] = conductances.get(offset, 0.0)
+    return edges
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("offsets", [*STENCILS, LONG_EDGES])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_equal_conductances_diffuse_equally_in_all_directions(shape, offsets, spacing):
+    stencil = Stencil(offsets, spacing)
+    pixels = torch.full((2, 1, *shape), 0.7, dtype=torch.float64)
+    tensor = diffusion_tensor(mean_of_ends(pixels, stencil), stencil)
+    reached = edge_sums(mean_of_ends(pixels, stencil), stencil) > 0
+    identity = torch.tensor([0.7, 0.7, 0.0], dtype=torch.float64).view(1, 3, 1, 1) * reached
+    torch.testing.assert_close(tensor, identity)
+    assert anisotropy(tensor).max() < 1e-12
+    assert orientation(tensor).isnan().all()
+
+
+@pytest.mark.parametrize("reach", [1, 2])
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize(("dy", "dx"), [(0, 1), (1, 0), (1, 1), (1, -1)])
+def test_diffusion_along_one_kind_of_edge_has_the_physical_angle_of_that_edge(
+    dy, dx, spacing, reach
+):
+    offsets = tuple((y * reach, x * reach) for y, x in EIGHT_NEIGHBOURS)
+    edges = conducting({(dy * reach, dx * reach): 1.0}, offsets)
+    tensor = diffusion_tensor(edges, Stencil(offsets, spacing))[..., 4:5, 4:5]
+    hy, hx = spacing
+    expected = math.degrees(math.atan2(-dy * hy, dx * hx)) % 180  # y points down
+    assert orientation(tensor).item() == pytest.approx(expected)
+    assert anisotropy(tensor).item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("angle", [0, 10, 45, 77.5, 90, 135, 179])
+def test_conductances_of_a_known_tensor_give_its_angle(angle):
+    # Along the direction e the tensor conducts e·De; in eight directions that is enough to find it.
+    theta = math.radians(angle)
+    strong = (math.cos(theta), -math.sin(theta))
+    stencil = Stencil(EIGHT_NEIGHBOURS)
+    g = {
+        offset: 0.2 + 0.6 * (ex * strong[0] + ey * strong[1]) ** 2
+        for offset, (ex, ey) in zip(stencil.offsets, stencil.directions, strict=True)
+    }
+    tensor = diffusion_tensor(conducting(g), stencil)[..., 4:5, 4:5]
+    assert orientation(tensor).item() == pytest.approx(angle)
+    assert anisotropy(tensor).item() == pytest.approx(0.3)  # half of 0.6 / (0.8 + 0.2)
+
+
+@given(seed=st.integers(0, 99))
+def test_turning_the_conductances_by_90_degrees_turns_the_orientation(seed):
+    pixels = 10 ** random(1, 2, 7, 7, seed=seed)
+    four = Stencil(FOUR_NEIGHBOURS)
+    down, right = pixels[:, :1], pixels[:, 1:]
+    down[..., -1, :] = 0
+    right[..., -1] = 0
+    # Counter-clockwise, an edge to the right becomes one up: that of the pixel above it.
+    turned_down = torch.rot90(right, 1, (-2, -1)).roll(-1, -2)
+    turned_right = torch.rot90(down, 1, (-2, -1))
+    before = diffusion_tensor(torch.cat([down, right], 1), four)
+    after = diffusion_tensor(torch.cat([turned_down, turned_right], 1), four)
+    expected = (torch.rot90(orientation(before), 1, (-2, -1)) + 90) % 180
+    torch.testing.assert_close(orientation(after), expected, equal_nan=True)
+    turned = torch.rot90(anisotropy(before), 1, (-2, -1))
+    torch.testing.assert_close(anisotropy(after), turned)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(seed=st.integers(0, 99))
+def test_orientation_and_anisotropy_stay_in_their_ranges(dtype, seed):
+    edges = (10 ** random(1, 4, 6, 7, seed=seed)).to(dtype)
+    tensor = diffusion_tensor(edges, Stencil(EIGHT_NEIGHBOURS, (1.0, 2.0)))
+    assert (tensor[:, 0] * tensor[:, 1] >= tensor[:, 2] ** 2 * (1 - 1e-5)).all()
+    found = anisotropy(tensor)
+    assert found.min() >= 0
+    assert found.max() <= 1
+    degrees = orientation(tensor)
+    degrees = degrees[~degrees.isnan()]
+    assert degrees.min() >= 0
+    assert degrees.max() < 180
+
+
+def test_an_angle_just_below_0_is_rounded_to_0():
+    tensor = torch.tensor([1.0, 0.0, 1e-9]).view(1, 3, 1, 1)
+    assert orientation(tensor).item() == 0
+
+
+def test_no_diffusion_has_no_orientation():
+    tensor = torch.zeros(1, 3, 2, 2)
+    assert orientation(tensor).isnan().all()
+    assert (anisotropy(tensor) == 0).all()
+
+
+def test_edges_in_one_direction_alone_have_no_isotropic_weights():
+    with pytest.raises(InvalidSettingError, match="favour no direction"):
+        _ = Stencil(((0, 1),)).isotropic_weights
 
 
 @pytest.mark.parametrize(

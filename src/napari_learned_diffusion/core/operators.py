@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,9 @@ Offset = tuple[int, int]
 FOUR_NEIGHBOURS: tuple[Offset, ...] = ((1, 0), (0, 1))
 EIGHT_NEIGHBOURS: tuple[Offset, ...] = (*FOUR_NEIGHBOURS, (1, 1), (1, -1))
 """Each edge once: the neighbours on the other side are the same edges seen from their other end."""
+
+_ISOTROPIC = 1e-3
+"""Anisotropy below which the direction of strongest diffusion is a matter of rounding."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,32 @@ class Stencil:
     def largest_sum(self) -> float:
         """Sum of 1/h² over the edges of a pixel in the interior, both directions."""
         return sum(2 / length**2 for length in self.lengths)
+
+    @property
+    def directions(self) -> tuple[tuple[float, float], ...]:
+        """Unit vector ``(ex, ey)`` of each edge on square pixels, x to the right and y down."""
+        hy, hx = self.spacing
+        ends = zip(self.offsets, self.lengths, strict=True)
+        return tuple((dx * hx / length, dy * hy / length) for (dy, dx), length in ends)
+
+    @property
+    def isotropic_weights(self) -> tuple[float, ...]:
+        r"""Weights of the edges that favour no direction, :math:`\sum_e w_e\, e e^T = I`.
+
+        Of all such weights, those that are nearest to equal ones; for the neighbours of square
+        pixels they are equal.
+
+        Raises
+        ------
+        InvalidSettingError
+            if the edges are so one-sided that there are no such weights of at least 0.
+        """
+        angles = [2 * math.atan2(ey, ex) for ex, ey in self.directions]
+        bias = np.array([np.cos(angles), np.sin(angles)])
+        weights = 1 - np.linalg.pinv(bias) @ bias.sum(axis=1)
+        if weights.min() < -1e-9 or weights.sum() < 1e-9:
+            raise InvalidSettingError("The edges have no weights that favour no direction.")
+        return tuple((2 * weights.clip(min=0) / weights.sum()).tolist())
 
 
 def pixel_spacing(spacing: tuple[float, float]) -> tuple[float, float]:
@@ -159,6 +189,105 @@ def mean_conductance(conductances: Tensor, stencil: Stencil) -> Tensor:
     return edge_sums(conductances * weights, stencil) / edge_sums(weights, stencil).clamp(
         min=torch.finfo(conductances.dtype).tiny
     )
+
+
+def diffusion_tensor(conductances: Tensor, stencil: Stencil) -> Tensor:
+    r"""The tensor of the diffusion around each pixel, from the conductances of its edges.
+
+    To second order, a step with conductances :math:`g_{ij}` over the edge vectors
+    :math:`h_{ij} e_{ij}` is one of :math:`\partial_t u = \operatorname{div}(D \nabla u)` with
+
+    .. math:: D_i \propto \sum_j \frac{g_{ij}}{h_{ij}^2} (h_{ij} e_{ij}) (h_{ij} e_{ij})^T
+              \quad\Rightarrow\quad D_i = \sum_e w_e \, \bar g_{i,e} \, e e^T
+
+    where :math:`\bar g_{i,e}` is the mean of the two edges that leave pixel ``i`` in the direction
+    ``e`` and ``-e``, and the weights are `Stencil.isotropic_weights`: equal conductances ``g`` make
+    :math:`D = g I`, whatever the edges and the spacing, up to the image's corners. Edges to four
+    neighbours tell only horizontal from vertical; those to eight tell every direction.
+
+    Parameters
+    ----------
+    conductances
+        ``(b, edges, h, w)``, at least 0.
+
+    Returns
+    -------
+    ``(b, 3, h, w)``: the entries xx, yy and xy, x to the right and y down. Positive semidefinite,
+    and without unit, as the conductances are.
+    """
+    entries = [
+        [w * ex * ex, w * ey * ey, w * ex * ey]
+        for w, (ex, ey) in zip(stencil.isotropic_weights, stencil.directions, strict=True)
+    ]
+    along = _mean_of_both_edges(conductances, stencil)
+    return torch.einsum("ek,behw->bkhw", along.new_tensor(entries), along)
+
+
+def anisotropy(tensor: Tensor) -> Tensor:
+    r"""How much stronger diffusion is in its strongest direction than across it.
+
+    .. math:: \frac{\lambda_1 - \lambda_2}{\lambda_1 + \lambda_2}
+
+    with the eigenvalues :math:`\lambda_1 \ge \lambda_2` of a `diffusion_tensor`.
+
+    Parameters
+    ----------
+    tensor
+        ``(b, 3, h, w)``
+
+    Returns
+    -------
+    ``(b, 1, h, w)``, from 0 (equal in all directions, or no diffusion) to 1 (in one direction).
+    """
+    xx, yy, xy = tensor.chunk(3, dim=1)
+    trace = (xx + yy).clamp(min=torch.finfo(tensor.dtype).tiny)
+    difference = torch.hypot(xx - yy, 2 * xy)  # of the eigenvalues
+    return (difference / trace).clamp(max=1)
+
+
+def orientation(tensor: Tensor) -> Tensor:
+    r"""The direction of strongest diffusion, that of the larger eigenvalue.
+
+    .. math:: \theta = \tfrac12 \operatorname{atan2}(-2 D_{xy},\, D_{xx} - D_{yy})
+
+    Parameters
+    ----------
+    tensor
+        ``(b, 3, h, w)``, a `diffusion_tensor`.
+
+    Returns
+    -------
+    ``(b, 1, h, w)``, in degrees, from 0 to below 180: the angle from the column axis (horizontal,
+    x to the right), counter-clockwise as seen on the screen, where y points down. So 0 is along
+    a row, 45 runs up to the right, and 90 is along a column. With a spacing the angle is that in
+    physical space. NaN where diffusion is equal in all directions.
+    """
+    xx, yy, xy = tensor.chunk(3, dim=1)
+    degrees = torch.rad2deg(torch.atan2(-2 * xy, xx - yy)) / 2
+    degrees = torch.where(degrees < 0, degrees + 180, degrees)
+    degrees = torch.where(degrees >= 180, 0, degrees).abs()  # of -1e-9 + 180, rounded; and of -0
+    return torch.where(anisotropy(tensor) < _ISOTROPIC, torch.nan, degrees)
+
+
+def _mean_of_both_edges(conductances: Tensor, stencil: Stencil) -> Tensor:
+    """Mean of the two edges that leave a pixel in opposite directions, ``(b, edges, h, w)``.
+
+    At the border there may be only one of them, which then counts alone, or none: then the mean of
+    the pixel's other directions stands in.
+    """
+    h, w = conductances.shape[-2:]
+    sums = torch.zeros_like(conductances)
+    counts = conductances.new_zeros((1, *conductances.shape[1:]))
+    for e, offset in enumerate(stencil.offsets):
+        g = conductances[:, e : e + 1]
+        start, end = _ends(offset, h, w)
+        for side in (start, end):
+            sums[:, e : e + 1][side] += g[start]
+            counts[:, e : e + 1][side] += 1
+    means = sums / counts.clamp(min=1)
+    known = (counts > 0).to(means.dtype)
+    others = means.sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp(min=1)
+    return torch.where(counts > 0, means, others)
 
 
 def _ends(

@@ -20,6 +20,7 @@ from napari_learned_diffusion.core.limiter import limit
 from napari_learned_diffusion.core.noise import NoiseModel
 from napari_learned_diffusion.core.operators import (
     Stencil,
+    diffusion_tensor,
     divergence,
     gradient,
     mean_conductance,
@@ -46,12 +47,16 @@ class State:
     diffusivity
         Computes the mean conductance around each pixel in this step, ``(b, 1, h, w)``; only while
         this is the latest state.
+    diffusion_tensor
+        Computes the tensor of the diffusion around each pixel in this step, ``(b, 3, h, w)``, see
+        `core.operators.diffusion_tensor`; only while this is the latest state.
     """
 
     step: int
     time: float
     u: Tensor
     diffusivity: Callable[[], Tensor] = field(repr=False)
+    diffusion_tensor: Callable[[], Tensor] = field(repr=False)
 
 
 class Outcome(Enum):
@@ -63,12 +68,16 @@ class Outcome(Enum):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A copy of the image after a step and of the diffusivity in it, both ``(b, 1, h, w)``."""
+    """A copy of the image after a step and of the diffusivity in it, both ``(b, 1, h, w)``.
+
+    The diffusion tensor is ``(b, 3, h, w)``; all three are as in `State`.
+    """
 
     step: int
     time: float
     u: Tensor
     diffusivity: Tensor
+    diffusion_tensor: Tensor
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,9 @@ class Solution:
     diffusivity
         Mean conductance around each pixel in the last step, ``(b, 1, h, w)``; ``None`` where no
         step was done.
+    diffusion_tensor
+        Tensor of the diffusion around each pixel in the last step, ``(b, 3, h, w)``, see
+        `core.operators.diffusion_tensor`; ``None`` where no step was done.
     steps, time
         Number of steps done, and the diffusion time that they reached, in squared pixels.
     outcome
@@ -92,6 +104,7 @@ class Solution:
 
     u: Tensor
     diffusivity: Tensor | None
+    diffusion_tensor: Tensor | None
     steps: int
     time: float
     outcome: Outcome
@@ -117,7 +130,8 @@ def solve(
     Parameters
     ----------
     keep_history
-        Whether to keep a copy of the image and the diffusivity after every step.
+        Whether to keep a copy of the image, the diffusivity and the diffusion tensor after every
+        step.
     on_step
         Called after every step.
     cancelled
@@ -157,16 +171,15 @@ def solve(
             break
         last = state
         if keep_history:
-            history.append(
-                Snapshot(state.step, state.time, state.u.clone(), state.diffusivity().clone())
-            )
+            maps = state.diffusivity().clone(), state.diffusion_tensor().clone()
+            history.append(Snapshot(state.step, state.time, state.u.clone(), *maps))
         if on_step is not None:
             on_step(state)
     if last is None:
-        return Solution(u.clone(), None, 0, 0.0, outcome)
-    shown = last.diffusivity()
+        return Solution(u.clone(), None, None, 0, 0.0, outcome)
+    maps = last.diffusivity(), last.diffusion_tensor()
     states.close()
-    return Solution(last.u, shown, last.step, last.time, outcome, tuple(history))
+    return Solution(last.u, *maps, last.step, last.time, outcome, tuple(history))
 
 
 def iterate(
@@ -268,7 +281,8 @@ def _iterate_torch(
                 g = limit(g, step.limiter_tau, stencil)
             u = u + step.tau * divergence(g * gradient(u, stencil), stencil)
         time += step.tau
-        yield State(done + 1, time, u, partial(mean_conductance, g, stencil))
+        maps = (partial(show, g, stencil) for show in (mean_conductance, diffusion_tensor))
+        yield State(done + 1, time, u, *maps)
 
 
 def _iterate_fused(
@@ -287,9 +301,9 @@ def _iterate_fused(
     steps = list(scheme.steps(iterations))
     mask = None if valid is None else valid.to(torch.float32)
 
-    def shown(seen: NDArray[np.float32]) -> Tensor:
+    def shown(show: Callable[[Tensor, Stencil], Tensor], seen: NDArray[np.float32]) -> Tensor:
         g = diffusivity.of_smoothed(torch.from_numpy(seen)[None, None], stencil)
-        return mean_conductance(g if mask is None else g * open_edges(mask, stencil), stencil)
+        return show(g if mask is None else g * open_edges(mask, stencil), stencil)
 
     pairs = perona_malik_steps(
         u[0, 0].contiguous().numpy(),
@@ -304,7 +318,8 @@ def _iterate_fused(
     )
     for done, (step, (seen, after)) in enumerate(zip(steps, pairs, strict=True)):
         time += step.tau
-        yield State(done + 1, time, torch.from_numpy(after)[None, None], partial(shown, seen))
+        maps = (partial(shown, show, seen) for show in (mean_conductance, diffusion_tensor))
+        yield State(done + 1, time, torch.from_numpy(after)[None, None], *maps)
 
 
 def _fusible(

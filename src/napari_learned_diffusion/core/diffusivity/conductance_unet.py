@@ -124,7 +124,7 @@ class ConductanceUNet(LearnedDiffusivity):
 
     @property
     def working_maps(self) -> int:
-        # Measured on 1024²: 99 with 32 channels and 119 with 40, of which each is a quarter of a map.
+        # Measured on 1024²: 99 with 32 channels, 119 with 40; each is a quarter of a map.
         return 20 + 5 * self.width // 2
 
 
