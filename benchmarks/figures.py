@@ -53,13 +53,14 @@ def restored(
     noisy: NDArray[Any], noise: Any, key: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
     """What a model makes of a slice, and its diffusivity in the last iteration."""
-    from napari_learned_diffusion.config import DiffusionConfig
+    from napari_learned_diffusion.config import DiffusionConfig, MapsConfig
     from napari_learned_diffusion.jobs.denoise import denoise_plane
     from napari_learned_diffusion.jobs.progress import run
 
     config = DiffusionConfig(model=key, noise=noise, device="cpu")
     plane = noisy.astype(np.float32)
-    result = run(denoise_plane(plane, config, want_diffusivity=True, measure=False))
+    maps = MapsConfig(diffusivity=True)
+    result = run(denoise_plane(plane, config, maps=maps, measure=False))
     if result.diffusivity is None:
         raise RuntimeError(f"{key} did no step.")
     return result.image.astype(np.float64), result.diffusivity

@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 
 import napari_learned_diffusion as package
-from napari_learned_diffusion import PoissonGaussian, denoise, diffusivity, list_models
+from napari_learned_diffusion import (
+    PoissonGaussian,
+    denoise,
+    diffusivity,
+    list_models,
+    orientation,
+)
 from napari_learned_diffusion.config import DiffusionConfig, TilingConfig
 from napari_learned_diffusion.core.errors import InvalidSettingError
 from napari_learned_diffusion.recipe import as_python
@@ -62,7 +68,7 @@ def test_dask_in_dask_out():
 
 
 def test_the_diffusivity_is_low_at_edges_and_high_in_between():
-    shown = diffusivity(noisy(48, 48), noise_sigma=10)
+    shown = diffusivity(noisy(48, 48), "perona-malik", noise_sigma=10)
     assert shown.shape == (48, 48)
     assert shown.dtype == np.float32
     assert shown.min() >= 0
@@ -70,7 +76,33 @@ def test_the_diffusivity_is_low_at_edges_and_high_in_between():
     assert shown[:, 23:25].mean() < 0.6 * shown[:, 5:15].mean()
 
 
+def test_the_orientation_runs_along_edges():
+    image = noisy(48, 48)
+    classic = {"model": "perona-malik", "noise_sigma": 10, "iterations": 5}
+    degrees, anisotropy = orientation(image, **classic)
+    for shown in (degrees, anisotropy):
+        assert shown.shape == (48, 48)
+        assert shown.dtype == np.float32
+    assert np.median(degrees[:, 23:25]) == 90
+    assert anisotropy[:, 23:25].mean() > 2 * anisotropy[:, 5:15].mean()
+    turned, _ = orientation(image.T, **classic)
+    assert np.median(turned[23:25]) == 0
+
+
+def test_maps_are_of_the_step_that_is_asked_for():
+    image = noisy(32, 32)
+    classic = {"model": "perona-malik", "noise_sigma": 10}
+    for show in (diffusivity, orientation):
+        np.testing.assert_array_equal(
+            show(image, iterations=5, step=2, **classic), show(image, iterations=2, **classic)
+        )
+        with pytest.raises(InvalidSettingError, match="only 5 iterations"):
+            show(image, iterations=5, step=6, **classic)
+
+
 def test_no_step_means_no_diffusivity():
+    with pytest.raises(InvalidSettingError, match="no orientation"):
+        orientation(noisy(16, 16), noise_sigma=0)
     with pytest.raises(InvalidSettingError, match="no diffusivity"):
         diffusivity(noisy(16, 16), noise_sigma=0)
 
@@ -90,6 +122,8 @@ def test_models_are_listed_with_their_cards():
         DiffusionConfig(),
         DiffusionConfig(noise=package.Gaussian(10.0), iterations=4),
         DiffusionConfig(noise=PoissonGaussian(1.5, -20.0), contrast=0.4, function="exponential"),
+        DiffusionConfig(noise=package.Rician(10.0)),
+        DiffusionConfig(noise=package.Correlated(10.0, 0.7)),
         DiffusionConfig(noise_kind="gaussian", scheme="fed", stopping_time=3.0),
     ],
 )

@@ -24,12 +24,20 @@ from napari_learned_diffusion import cli
 from napari_learned_diffusion.config import DiffusionConfig, TilingConfig
 from napari_learned_diffusion.core.diffusivity import REGISTRY
 from napari_learned_diffusion.core.errors import InvalidImageError, LearnedDiffusionError
-from napari_learned_diffusion.core.noise import Gaussian, NoiseModel, PoissonGaussian
+from napari_learned_diffusion.core.noise import (
+    NOISE_MODELS,
+    Correlated,
+    Gaussian,
+    NoiseModel,
+    PoissonGaussian,
+    Rician,
+)
 from napari_learned_diffusion.files import Volume, _lazy, read, write
 from napari_learned_diffusion.recipe import as_shell
 
 SCALE, UNITS = (2.5, 0.4, 0.3), ("micrometer", "micrometer", "micrometer")
 QUICK = ("--noise-sigma", "8", "--iterations", "2")
+CLASSIC = (*QUICK, "--model", "perona-malik")
 
 
 def invoke(*arguments: object) -> Result:
@@ -111,8 +119,8 @@ class TestFiles:
     def test_the_diffusivity_is_that_of_the_command_diffusivity(
         self, source: Path, target: Path, tmp_path: Path
     ) -> None:
-        succeed("denoise", source, target, "--diffusivity", tmp_path / "a.tif", *QUICK)
-        succeed("diffusivity", source, tmp_path / "b.tif", *QUICK)
+        succeed("denoise", source, target, "--diffusivity", tmp_path / "a.tif", *CLASSIC)
+        succeed("diffusivity", source, tmp_path / "b.tif", *CLASSIC)
         a, b = read(tmp_path / "a.tif"), read(tmp_path / "b.tif")
         assert a.data.dtype == np.float32
         assert (a.axes, a.scale, a.units) == ("ZYX", SCALE, UNITS)
@@ -134,6 +142,34 @@ class TestFiles:
         a, b = read(tmp_path / "a.tif"), read(tmp_path / "b.tif")
         np.testing.assert_array_equal(a.data, b.data)
         assert np.isnan(b.data[2]).all()
+
+    def test_orientation_and_anisotropy(self, source: Path, target: Path, tmp_path: Path) -> None:
+        files = {name: tmp_path / f"{name}.tif" for name in ("orientation", "anisotropy")}
+        options = [word for name, path in files.items() for word in (f"--{name}", path)]
+        succeed("denoise", source, target, *CLASSIC, *options)
+        degrees, anisotropy = (read(path) for path in files.values())
+        for shown in (degrees, anisotropy):
+            assert shown.data.dtype == np.float32
+            assert (shown.axes, shown.scale, shown.units) == ("ZYX", SCALE, UNITS)
+        assert set(np.unique(degrees.data[np.isfinite(degrees.data)])) == {0, 90}
+        assert 0 <= anisotropy.data.min() < 0.3 < anisotropy.data.max() <= 1
+
+    def test_maps_of_one_step(self, source: Path, target: Path, tmp_path: Path) -> None:
+        a, b, c = (tmp_path / f"{name}.tif" for name in "abc")
+        succeed("denoise", source, target, *CLASSIC, "--diffusivity", a, "--map-step", 1)
+        succeed("diffusivity", source, b, *CLASSIC, "--map-step", 1)
+        succeed("diffusivity", source, c, *CLASSIC)
+        np.testing.assert_array_equal(read(a).data, read(b).data)
+        assert not np.array_equal(read(a).data, read(c).data)
+
+    def test_steps_that_have_no_maps(self, source: Path, target: Path, tmp_path: Path) -> None:
+        to = tmp_path / "edges.tif"
+        words = fail("denoise", source, target, *CLASSIC, "--diffusivity", to, "--map-step", 3)
+        assert "only 2 iterations" in words
+        assert "only 2 iterations" in fail("diffusivity", source, to, *CLASSIC, "--map-step", 3)
+        assert "whole number from 1" in fail("diffusivity", source, to, "--map-step", 0)
+        assert "--map-step goes with" in fail("denoise", source, target, "--map-step", 1)
+        assert files_in(tmp_path) == {source.name}
 
     def test_pixels_that_are_no_numbers_come_back(self, tmp_path: Path, target: Path) -> None:
         stack = noisy_stack(dtype=np.float32)
@@ -190,10 +226,11 @@ class TestLargeFiles:
             if folder == "lazy":
                 monkeypatch.setattr(_lazy, "LAZY_ABOVE", 0)
             to = tmp_path / folder
-            extras = ("--residual", to / "residual.tif", "--diffusivity", to / "diffusivity.tif")
+            kinds = ("residual", "diffusivity", "orientation")
+            extras = [word for kind in kinds for word in (f"--{kind}", to / f"{kind}.tif")]
             succeed("denoise", source, to / "out.tif", *QUICK, *extras, "--plane", plane)
             succeed("diffusivity", source, to / "edges.tif", *QUICK, "--plane", plane)
-        names = {"out.tif", "residual.tif", "diffusivity.tif", "edges.tif"}
+        names = {"out.tif", "edges.tif", *(f"{kind}.tif" for kind in kinds)}
         assert files_in(tmp_path / "lazy") == names
         for name in names:
             expected = read(tmp_path / "memory" / name, lazy=False)
@@ -244,6 +281,21 @@ CONFIG_OPTIONS: list[tuple[tuple[object, ...], dict[str, object]]] = [
     ),
     (("--gain", 4, "--offset", -375), {"noise": PoissonGaussian(4, -375)}),
     (("--gain", 4), {"noise": PoissonGaussian(4, 0)}),
+    (("--noise", "rician"), {"noise_kind": "rician"}),
+    (("--noise", "correlated"), {"noise_kind": "correlated"}),
+    (
+        ("--noise", "rician", "--noise-sigma", 2.5),
+        {"noise": Rician(2.5), "noise_kind": "rician"},
+    ),
+    (
+        ("--noise", "rician", "--noise-sigma", 2.5, "--pedestal", -100),
+        {"noise": Rician(2.5, -100), "noise_kind": "rician"},
+    ),
+    (
+        ("--noise", "correlated", "-s", 2.5),
+        {"noise": Correlated(2.5), "noise_kind": "correlated"},
+    ),
+    (("-s", 2.5, "--correlation-length", 0.7), {"noise": Correlated(2.5, 0.7)}),
     (("-K", 0.7), {"contrast": 0.7}),
     (("--function", "exponential"), {"function": "exponential"}),
     (
@@ -349,6 +401,12 @@ class TestOptions:
             (("--gain", 2, "--offset", 3, "--noise-sigma", 1), "alone"),
             (("--gain", 2, "--offset", 3, "--noise", "gaussian"), "alone"),
             (("--noise-sigma", 2, "--noise", "poisson-gaussian"), "--gain and --offset"),
+            (("--gain", 2, "--noise", "rician"), "--noise-sigma and --pedestal alone"),
+            (("--correlation-length", 1, "--noise", "gaussian"), "--noise-sigma alone"),
+            (("--correlation-length", 1), "goes with --noise-sigma"),
+            (("--pedestal", 1), "goes with --noise-sigma"),
+            (("--noise", "rician", "--noise-sigma", 0), "must be above 0"),
+            (("--noise-sigma", 2, "--correlation-length", -1), "correlation length must be"),
             (("--gain", -1, "--offset", 3), "gain must be"),
             (("--noise-sigma", "nan"), "noise level must be"),
             (("--iterations", -1), "number of iterations"),
@@ -358,7 +416,7 @@ class TestOptions:
             (("--tau", 0.1, "--scheme", "fed"), "--stopping-time"),
             (("--stopping-time", 2), "--scheme fed"),
             (("--model", "magic"), "no model 'magic'"),
-            (("--model", "unet", "-K", 1, "--scheme", "fed"), "takes --contrast, --scheme"),
+            (("--model", "unet", "-K", 1, "--scheme", "fed"), "has no --contrast, --scheme"),
             (("--plane", "YQ"), "axes, ZYX"),
             (("--plane", "YY"), "two different letters"),
             (("--series", 4), "no series 4"),
@@ -444,7 +502,7 @@ class TestMistakes:
         words = "--residual and OUT are the same file"
         assert words in fail("denoise", source, target, "--residual", target)
 
-    @pytest.mark.parametrize("option", ["--residual", "--diffusivity", None])
+    @pytest.mark.parametrize("option", ["--residual", "--diffusivity", "--orientation", None])
     def test_an_existing_output_stays(
         self, option: str | None, source: Path, tmp_path: Path
     ) -> None:
@@ -515,7 +573,7 @@ class TestStopping:
             "plane_solver.iterate = announced\n"
             "cli.main()\n"
         )
-        options = ["--noise-sigma", "8", "--iterations", "100000"]
+        options = ["--model", "perona-malik", "--noise-sigma", "8", "--iterations", "100000"]
         process = subprocess.Popen(
             [sys.executable, "-c", script, "denoise", str(source), str(target), *options],
             stdout=subprocess.PIPE,
@@ -539,7 +597,7 @@ class TestStopping:
 class TestReports:
     def test_summary(self, source: Path, target: Path) -> None:
         text = succeed("denoise", source, target, *QUICK, "--device", "cpu").stdout
-        assert re.search(r"Model +perona-malik", text)
+        assert re.search(r"Model +conductance-unet-s", text)
         assert re.search(r"Noise +Gaussian, standard deviation 8 \(given\)", text)
         assert re.search(r"Iterations +2", text)
         assert re.search(r"Time +[\d.]+ s on CPU", text)
@@ -599,7 +657,7 @@ class TestEstimateNoise:
     def test_the_options_it_shows_can_be_given(
         self, noisy: Path, source: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        for kind in ("gaussian", "poisson-gaussian"):
+        for kind in NOISE_MODELS:
             text = succeed("estimate-noise", noisy, "--noise", kind).stdout
             options = re.search(r"As options +(--.*\S)", text)
             assert options is not None, text
@@ -641,6 +699,7 @@ def test_help_has_examples() -> None:
 
 def test_the_manual_names_every_option() -> None:
     manual = (Path(__file__).parents[1] / "docs" / "cli.md").read_text("utf-8")
-    own = ("--residual", "--diffusivity", "--compression", "--overwrite", "--json", "--debug")
+    own = ("--residual", "--diffusivity", "--orientation", "--anisotropy", "--map-step")
+    own += ("--compression", "--overwrite", "--json", "--debug")
     for flag in [*(flag for option in cli._OPTIONS.values() for flag in option.flags), *own]:
         assert f"`{flag}" in manual or f" {flag}" in manual, flag

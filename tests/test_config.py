@@ -8,6 +8,7 @@ from napari_learned_diffusion.config import (
     MAX_ITERATIONS,
     DiffusionConfig,
     Gaussian,
+    MapsConfig,
     TilingConfig,
     noise_from_arguments,
 )
@@ -60,3 +61,19 @@ def test_noise_is_given_once():
     assert noise_from_arguments(None, None) is None
     with pytest.raises(InvalidSettingError, match="not both"):
         noise_from_arguments(Gaussian(2.0), 3.0)
+
+
+@pytest.mark.parametrize("step", [0, -1, 1.5, True])
+def test_maps_of_no_step_are_refused(step):
+    with pytest.raises(InvalidSettingError, match="step of the maps"):
+        MapsConfig(step=step)
+
+
+def test_maps_know_their_names_and_when_they_come_too_late():
+    assert MapsConfig().names == ()
+    assert MapsConfig(orientation=True).names == ("orientation", "anisotropy")
+    assert MapsConfig(diffusivity=True).names == ("diffusivity",)
+    assert MapsConfig(diffusivity=True, step=5).is_after(4)
+    assert not MapsConfig(diffusivity=True, step=5).is_after(5)
+    assert not MapsConfig(diffusivity=True).is_after(0)
+    assert not MapsConfig(step=5).is_after(4)

@@ -28,6 +28,7 @@ from napari_learned_diffusion.core.errors import (
 )
 from napari_learned_diffusion.files import (
     COMPRESSIONS,
+    FORMATS,
     Volume,
     _lazy,
     _tiff_write,
@@ -646,7 +647,8 @@ def test_files_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_suffixes_are_known_in_any_case(tmp_path: Path) -> None:
     assert {".tif", ".tiff", ".ome.tif"} <= set(supported_suffixes())
     for suffix in supported_suffixes():
-        path = write(tmp_path / f"stack{suffix.upper()}", make_volume())
+        axes = "YX" if suffix in FORMATS["dicom"].suffixes else "ZYX"
+        path = write(tmp_path / f"stack{suffix.upper()}", make_volume(axes=axes))
         assert read(path).name == "stack"
 
 

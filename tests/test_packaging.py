@@ -181,9 +181,10 @@ def test_base_dependencies_leave_the_choice_of_qt_to_the_user() -> None:
     assert not names & {binding.lower() for binding in QT_BINDINGS}
     (napari,) = (r for r in requirements if r.name == "napari")
     assert not napari.extras
-    (everything,) = map(Requirement, PROJECT["optional-dependencies"]["all"])
-    assert everything.name == "napari"
-    assert everything.extras == {"pyqt6"}
+    everything = {
+        r.name: r.extras for r in map(Requirement, PROJECT["optional-dependencies"]["all"])
+    }
+    assert everything == {"napari": {"pyqt6"}, NAME: {"cluster", "dicom", "mrc", "nifti"}}
 
 
 def test_dependencies_have_lower_bounds_and_no_caps() -> None:

@@ -11,10 +11,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from napari_learned_diffusion.api import denoise, diffusivity
-    from napari_learned_diffusion.config import DiffusionConfig, TilingConfig
+    from napari_learned_diffusion.api import denoise, diffusivity, orientation
+    from napari_learned_diffusion.config import DiffusionConfig, MapsConfig, TilingConfig
     from napari_learned_diffusion.core.errors import LearnedDiffusionError
-    from napari_learned_diffusion.core.noise import Gaussian, NoiseModel, PoissonGaussian
+    from napari_learned_diffusion.core.noise import (
+        Correlated,
+        Gaussian,
+        NoiseModel,
+        PoissonGaussian,
+        Rician,
+    )
     from napari_learned_diffusion.core.noise_estimation import NoiseEstimate, estimate_noise
     from napari_learned_diffusion.core.zoo import ModelCard, load_model
     from napari_learned_diffusion.core.zoo import list_cards as list_models
@@ -22,35 +28,43 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Correlated",
     "DiffusionConfig",
     "Gaussian",
     "LearnedDiffusionError",
+    "MapsConfig",
     "ModelCard",
     "NoiseEstimate",
     "NoiseModel",
     "PoissonGaussian",
+    "Rician",
     "TilingConfig",
     "denoise",
     "diffusivity",
     "estimate_noise",
     "list_models",
     "load_model",
+    "orientation",
 ]
 
 _HOMES = {
+    "Correlated": "core.noise:Correlated",
     "DiffusionConfig": "config:DiffusionConfig",
     "Gaussian": "core.noise:Gaussian",
     "LearnedDiffusionError": "core.errors:LearnedDiffusionError",
+    "MapsConfig": "config:MapsConfig",
     "ModelCard": "core.zoo:ModelCard",
     "NoiseEstimate": "core.noise_estimation:NoiseEstimate",
     "NoiseModel": "core.noise:NoiseModel",
     "PoissonGaussian": "core.noise:PoissonGaussian",
+    "Rician": "core.noise:Rician",
     "TilingConfig": "config:TilingConfig",
     "denoise": "api:denoise",
     "diffusivity": "api:diffusivity",
     "estimate_noise": "core.noise_estimation:estimate_noise",
     "list_models": "core.zoo:list_cards",
     "load_model": "core.zoo:load_model",
+    "orientation": "api:orientation",
 }
 
 

@@ -11,6 +11,7 @@ from napari_learned_diffusion.config import (
     DEFAULT_MODEL,
     Device,
     DiffusionConfig,
+    MapsConfig,
     NoiseModel,
     TilingConfig,
     noise_from_arguments,
@@ -103,7 +104,7 @@ def denoise(
     tiling = TilingConfig(tile=tile)
     if hasattr(image, "dask"):
         return denoise_lazy(image, config, plane_axes=axes, spacing=spacing, tiling=tiling)
-    return _run(_as_array(image), config, axes, spacing, tiling, want_diffusivity=False).image
+    return _run(_as_array(image), config, axes, spacing, tiling, MapsConfig()).image
 
 
 def diffusivity(
@@ -117,11 +118,17 @@ def diffusivity(
     axes: PlaneAxes = (-2, -1),
     spacing: tuple[float, float] = (1.0, 1.0),
     tile: int | None = None,
+    step: int | None = None,
     **advanced: Any,
 ) -> NDArray[np.float32]:
-    """The diffusivity of the last step: where the image was smoothed, and where it was kept.
+    """The diffusivity of one step: where the image was smoothed, and where it was kept.
 
-    Parameters as of `denoise`.
+    Parameters
+    ----------
+    step
+        The diffusion step that is shown, counted from 1. ``None``: the last.
+
+    The others are as of `denoise`.
 
     Returns
     -------
@@ -132,7 +139,8 @@ def diffusivity(
     Raises
     ------
     LearnedDiffusionError
-        as `denoise`; also where no step is done, so that there is no diffusivity.
+        as `denoise`; also where no step is done, so that there is no diffusivity, or fewer than
+        ``step``.
     """
     config = _config(
         model=model,
@@ -141,14 +149,80 @@ def diffusivity(
         device=device,
         **advanced,
     )
-    tiling = TilingConfig(tile=tile)
-    shown = _run(_as_array(image), config, axes, spacing, tiling, want_diffusivity=True).diffusivity
+    tiling, maps = TilingConfig(tile=tile), MapsConfig(diffusivity=True, step=step)
+    shown = _run(_as_array(image), config, axes, spacing, tiling, maps).diffusivity
     if shown is None:
-        raise InvalidSettingError(
-            "No diffusion step is done with a noise level of 0 or 0 iterations, "
-            "so there is no diffusivity. Give a noise level and iterations above 0."
-        )
+        raise _no_step("diffusivity")
     return shown
+
+
+def orientation(
+    image: Any,
+    model: str = DEFAULT_MODEL,
+    noise: NoiseModel | None = None,
+    noise_sigma: float | None = None,
+    iterations: int | None = None,
+    device: Device = "auto",
+    *,
+    axes: PlaneAxes = (-2, -1),
+    spacing: tuple[float, float] = (1.0, 1.0),
+    tile: int | None = None,
+    step: int | None = None,
+    **advanced: Any,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    r"""The orientation of strongest diffusion in one step, and how pronounced it is.
+
+    They belong to the tensor :math:`D` of the diffusion around each pixel,
+
+    .. math:: D = \sum_e w_e \, g_e \, e e^T,
+
+    from the conductances :math:`g_e` of its edges in the directions :math:`e`, weighted so that
+    equal conductances favour no direction. Models whose edges join four neighbours, which are all
+    but the ``conductance-unet``, tell only horizontal from vertical.
+
+    Parameters
+    ----------
+    step
+        The diffusion step that is shown, counted from 1. ``None``: the last.
+
+    The others are as of `denoise`.
+
+    Returns
+    -------
+    orientation
+        Array of the shape of the image, float32, in degrees from 0 to below 180: the angle from the
+        column axis (horizontal), counter-clockwise as seen with the rows running down. With a
+        ``spacing`` it is that in physical space. NaN at pixels that took no part, and where
+        diffusion was equal in all directions.
+    anisotropy
+        Of the same shape, float32: :math:`(\lambda_1 - \lambda_2) / (\lambda_1 + \lambda_2)` of
+        the eigenvalues of :math:`D`, from 0 (equal in all directions) to 1 (in one only). NaN at
+        pixels that took no part.
+
+    Raises
+    ------
+    LearnedDiffusionError
+        as `diffusivity`.
+    """
+    config = _config(
+        model=model,
+        noise=noise_from_arguments(noise, noise_sigma),
+        iterations=iterations,
+        device=device,
+        **advanced,
+    )
+    tiling, maps = TilingConfig(tile=tile), MapsConfig(orientation=True, step=step)
+    done = _run(_as_array(image), config, axes, spacing, tiling, maps)
+    if done.orientation is None or done.anisotropy is None:
+        raise _no_step("orientation")
+    return done.orientation, done.anisotropy
+
+
+def _no_step(name: str) -> InvalidSettingError:
+    return InvalidSettingError(
+        "No diffusion step is done with a noise level of 0 or 0 iterations, "
+        f"so there is no {name}. Give a noise level and iterations above 0."
+    )
 
 
 def _config(**settings: Any) -> DiffusionConfig:
@@ -172,8 +246,7 @@ def _run(
     axes: PlaneAxes,
     spacing: tuple[float, float],
     tiling: TilingConfig,
-    *,
-    want_diffusivity: bool,
+    maps: MapsConfig,
 ) -> Denoised:
     job = denoise_stack(
         image,
@@ -181,7 +254,7 @@ def _run(
         plane_axes=axes,
         spacing=spacing,
         tiling=tiling,
-        want_diffusivity=want_diffusivity,
+        maps=maps,
         measure=False,
     )
     return run(job)

@@ -12,9 +12,9 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
@@ -28,13 +28,14 @@ from rich.progress import Progress as ProgressBars
 from rich.table import Table
 from typer.core import TyperGroup
 
+from napari_learned_diffusion.cli_batch import batch
 from napari_learned_diffusion.cli_train import train
 from napari_learned_diffusion.config import (
     DEFAULT_MODEL,
     DiffusionConfig,
+    MapsConfig,
     NoiseChoice,
     TilingConfig,
-    noise_from_arguments,
 )
 from napari_learned_diffusion.core.errors import (
     FileFormatError,
@@ -43,10 +44,11 @@ from napari_learned_diffusion.core.errors import (
     InvalidSettingError,
     LearnedDiffusionError,
 )
-from napari_learned_diffusion.core.noise import NoiseModel, PoissonGaussian
+from napari_learned_diffusion.core.noise import NOISE_MODELS, NoiseModel
 from napari_learned_diffusion.files import COMPRESSIONS, Volume, read, supported_suffixes
 from napari_learned_diffusion.files import write as write_file
 from napari_learned_diffusion.jobs.progress import Job, Progress, run
+from napari_learned_diffusion.recipe import noise_options
 
 if TYPE_CHECKING:
     from napari_learned_diffusion.jobs.denoise import Denoised, Prepared
@@ -115,7 +117,7 @@ class _Option(NamedTuple):
 _NOISE, _METHOD, _CLASSIC, _COMPUTING, _FILES = (
     "Noise (estimated from the image unless given)",
     "Method",
-    "Only for perona-malik",
+    "Only for perona-malik, in part for k-automation",
     "Computing",
     "Files and axes",
 )
@@ -178,7 +180,8 @@ def _options() -> dict[str, _Option]:
     options |= {
         "noise_sigma": _Option(
             _NOISE,
-            "Standard deviation of Gaussian noise, in the image's units.",
+            "Standard deviation of Gaussian noise, in the image's units; with --noise **rician** "
+            "or **correlated**, of such noise.",
             ("--noise-sigma", "-s"),
             number,
             None,
@@ -195,6 +198,21 @@ def _options() -> dict[str, _Option]:
             _NOISE,
             "The offset of that variance, in squared units; may be negative. 0 unless given.",
             ("--offset",),
+            number,
+            None,
+        ),
+        "correlation_length": _Option(
+            _NOISE,
+            "How far noise with that standard deviation is correlated, in pixels: the width of the "
+            "Gaussian filter that would correlate white noise so.",
+            ("--correlation-length",),
+            number,
+            None,
+        ),
+        "pedestal": _Option(
+            _NOISE,
+            "The intensity of no signal, of Rician noise; 0 unless given.",
+            ("--pedestal",),
             number,
             None,
         ),
@@ -261,15 +279,13 @@ def _takes_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 def _settings(
     *,
-    noise_sigma: float | None,
-    gain: float | None,
-    offset: float | None,
     tile: int | None,
     plane: str | None,
     series: int | None,
     **values: Any,
 ) -> _Settings:
-    noise = _noise_model(values["noise_kind"], noise_sigma, gain, offset)
+    given_noise = {name: values.pop(name) for name in _NOISE_PARAMETERS}
+    noise = _noise_model(values["noise_kind"], given_noise)
     config = DiffusionConfig(noise=noise, **values)
     if config.scheme == "fed" and config.tau is not None:
         raise InvalidSettingError(
@@ -279,50 +295,82 @@ def _settings(
         raise InvalidSettingError(
             "--stopping-time is the FED scheme's. Give --scheme fed too, or --iterations and --tau."
         )
-    if config.model != "perona-malik":
-        given = [
-            _OPTIONS[name].flags[0]
-            for name in config.changed()
-            if name in _OPTIONS and _OPTIONS[name].panel == _CLASSIC
-        ]
-        if given:
-            raise InvalidSettingError(
-                f"Only perona-malik takes {', '.join(given)}; the model is {config.model}."
-            )
+    _check_options_of_model(config)
     return _Settings(config, TilingConfig(tile=tile), plane, series)
 
 
-def _noise_model(
-    kind: NoiseChoice, noise_sigma: float | None, gain: float | None, offset: float | None
-) -> NoiseModel | None:
-    """The noise model that the options state, or None where it is to be estimated."""
-    if gain is None and offset is None:
-        if noise_sigma is not None and kind == "poisson-gaussian":
-            raise InvalidSettingError(
-                "--noise-sigma is for Gaussian noise. Give --gain and --offset for "
-                "poisson-gaussian noise, or none of them to have it estimated."
-            )
-        return noise_from_arguments(None, noise_sigma)
-    if gain is None:
-        raise InvalidSettingError("--offset goes with --gain: give both.")
-    if noise_sigma is not None or kind == "gaussian":
+def _check_options_of_model(config: DiffusionConfig) -> None:
+    """Refuse options that the model would ignore."""
+    from napari_learned_diffusion.core.zoo import card, list_cards
+
+    if config.model == DEFAULT_MODEL:
+        return
+    special = frozenset[str]().union(*(c.settings for c in list_cards()))
+    ignored = (special & config.changed().keys()) - card(config.model).settings
+    if ignored:
+        flags = ", ".join(_OPTIONS[name].flags[0] for name in _OPTIONS if name in ignored)
         raise InvalidSettingError(
-            "--gain and --offset are for poisson-gaussian noise. For Gaussian noise give "
-            "--noise-sigma alone."
+            f"The model {config.model} has no {flags}. Leave it out, or choose another model."
         )
-    return PoissonGaussian(gain, offset or 0.0)
+
+
+_NOISE_PARAMETERS = {
+    "correlation_length": "correlated",
+    "pedestal": "rician",
+    "gain": "poisson-gaussian",
+    "offset": "poisson-gaussian",
+    "noise_sigma": "gaussian",
+}
+"""Options that state a noise model, and the one that the first of them states if none is named."""
+
+
+def _noise_model(kind: NoiseChoice, values: dict[str, float | None]) -> NoiseModel | None:
+    """The noise model that the options state, or None where it is to be estimated."""
+    given = {name: value for name, value in values.items() if value is not None}
+    if not given:
+        return None
+    key = kind if kind != "auto" else next(_NOISE_PARAMETERS[name] for name in given)
+    model = NOISE_MODELS[key]
+    parameters = fields(model)  # type: ignore[arg-type]
+    needed = [p.name for p in parameters if p.default is MISSING]
+    if not set(given) <= {p.name for p in parameters}:
+        flags = " and ".join(_OPTIONS[p.name].flags[0] for p in parameters)
+        raise InvalidSettingError(
+            f"For {key} noise give {flags} alone, or none of them to have it estimated."
+        )
+    for name in needed:
+        if name not in given:
+            flags = " and ".join(_OPTIONS[n].flags[0] for n in given)
+            raise InvalidSettingError(f"{flags} goes with {_OPTIONS[name].flags[0]}: give both.")
+    return model(**given)
 
 
 # --- commands -------------------------------------------------------------------------------------
 
 _Source = Annotated[
-    Path, typer.Argument(metavar="IN", show_default=False, help="The file to read (TIFF).")
+    Path,
+    typer.Argument(
+        metavar="IN", show_default=False, help="The file, or folder of a DICOM series, to read."
+    ),
 ]
 _Target = Annotated[
-    Path, typer.Argument(metavar="OUT", show_default=False, help="The file to write (TIFF).")
+    Path,
+    typer.Argument(
+        metavar="OUT", show_default=False, help="The file to write; its suffix chooses the format."
+    ),
 ]
 _Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace OUT if it exists.", rich_help_panel=_FILES)
+]
+_MapStep = Annotated[
+    int | None,
+    typer.Option(
+        "--map-step",
+        help="The diffusion step that the maps (diffusivity, orientation, anisotropy) are of, from "
+        "1. By default the last.",
+        rich_help_panel=_FILES,
+        show_default=False,
+    ),
 ]
 _Compression = Annotated[
     str | None,
@@ -374,6 +422,25 @@ def denoise(
             metavar="FILE",
         ),
     ] = None,
+    orientation: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write the orientation of strongest diffusion, in degrees from 0 to 180: 0 "
+            "along the rows, then counter-clockwise.",
+            rich_help_panel=_FILES,
+            metavar="FILE",
+        ),
+    ] = None,
+    anisotropy: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write how far diffusion keeps to that orientation: 0 is equally strong in "
+            "all directions, 1 in one only.",
+            rich_help_panel=_FILES,
+            metavar="FILE",
+        ),
+    ] = None,
+    map_step: _MapStep = None,
     residual: Annotated[
         Path | None,
         typer.Option(
@@ -396,43 +463,43 @@ def denoise(
     - noise of a known strength: `denoise ct.tif out.tif --noise-sigma 40`
     - photon noise: `denoise cells.tif out.tif --noise poisson-gaussian`
     - check what was removed: `denoise in.tif out.tif --residual removed.tif`
+    - along what it smoothed: `denoise in.tif out.tif --orientation degrees.tif`
     - stronger: `denoise in.tif out.tif --iterations 60`
     - slices through depth: `denoise in.tif out.tif --plane ZX`
 
     Stacks larger than memory are read and written slice by slice.
     """
-    outputs = {
-        name: path
-        for name, path in (
-            ("OUT", target),
-            ("--diffusivity", diffusivity),
-            ("--residual", residual),
-        )
-        if path is not None
-    }
+    asked = {"diffusivity": diffusivity, "orientation": orientation, "anisotropy": anisotropy}
+    map_files = {name: path for name, path in asked.items() if path is not None}
+    maps = _maps_config(map_files, map_step)
+    outputs = {"OUT": target} | {f"--{name}": path for name, path in map_files.items()}
+    if residual is not None:
+        outputs["--residual"] = residual
     _check_outputs(source, outputs, overwrite, compression)
     volume = _read(source, settings)
-    axes = _plane_axes(volume, settings.plane)
+    axes = volume.axes_of_planes(settings.plane)
     in_memory = isinstance(volume.data, np.ndarray)
-    want_diffusivity = diffusivity is not None
     with _progress_shown() as show:
-        done = run(_denoise_job(volume, settings, target.parent, want_diffusivity), show)
+        done = run(_denoise_job(volume, settings, target.parent, maps), show)
         result = done.image if in_memory else _chunked_like(volume, done.image)
-        maps = done.diffusivity
-        if want_diffusivity and not in_memory and done.prepared.config.iterations:
-            maps = run(_diffusivity_job(volume, settings, done.prepared, target.parent), show)
+        found = {name: getattr(done, name) for name in map_files}
         show(Progress(0, 0, "Writing"))
         write = partial(write_file, overwrite=overwrite, compression=compression)
         write(target, replace(volume, data=result))
         if residual is not None:
             write(residual, _derived(volume, _difference(volume.data, result), "residual"))
-        if diffusivity is not None and maps is not None:
-            write(diffusivity, _derived(volume, maps, "diffusivity"))
+        for name, path in map_files.items():
+            if found[name] is not None:
+                shown = found[name] if in_memory else _chunked_like(volume, found[name])
+                write(path, _derived(volume, shown, name))
     _print_summary(done)
-    notes = [*_notes_on_axes(volume, settings, axes), *_notes_on_noise(done.prepared)]
-    notes += done.report.messages
-    if diffusivity is not None and maps is None:
-        notes.append(f"No step was done, so there is no diffusivity to write to {diffusivity}.")
+    notes = [*volume.metadata.get("notes", ()), *_notes_on_axes(volume, settings, axes)]
+    notes += [*_notes_on_noise(done.prepared), *done.report.messages]
+    notes += [
+        f"No step was done, so there is no {name} to write to {path}."
+        for name, path in map_files.items()
+        if found[name] is None
+    ]
     _print_notes(notes)
 
 
@@ -441,22 +508,24 @@ def denoise(
 def write_diffusivity(
     source: _Source,
     target: _Target,
+    map_step: _MapStep = None,
     overwrite: _Overwrite = False,
     compression: _Compression = None,
     *,
     settings: _Settings,
 ) -> None:
-    """Write the diffusivity of the last step: what the method takes for an edge.
+    """Write the diffusivity of one step: what the method takes for an edge.
 
     Between 0 (an edge: nothing is averaged across it) and 1 (a region: averaged freely), as
     32-bit floating point numbers; NaN where the input isn't a number.
 
     - `diffusivity noisy.tif edges.tif`
     - with more edges: `diffusivity noisy.tif edges.tif --contrast 0.2`
+    - as it was in the first step: `diffusivity noisy.tif edges.tif --map-step 1`
     """
     _check_outputs(source, {"OUT": target}, overwrite, compression)
     volume = _read(source, settings)
-    axes = _plane_axes(volume, settings.plane)
+    axes = volume.axes_of_planes(settings.plane)
     from napari_learned_diffusion.jobs.denoise import prepare
 
     with _progress_shown() as show:
@@ -467,7 +536,8 @@ def write_diffusivity(
                 "No step is done, so there is no diffusivity: the noise level or the number of "
                 "iterations is 0."
             )
-        maps = run(_diffusivity_job(volume, settings, prepared, target.parent), show)
+        wanted = MapsConfig(diffusivity=True, step=map_step)
+        maps = run(_diffusivity_job(volume, settings, prepared, wanted, target.parent), show)
         show(Progress(0, 0, "Writing"))
         write_file(
             target,
@@ -507,7 +577,7 @@ def estimate(
     from napari_learned_diffusion.jobs.planes import check_image, plane_indices, read_plane
 
     volume = _read(source, _Settings(DiffusionConfig(), TilingConfig(), plane, series))
-    axes = check_image(volume.data, _plane_axes(volume, plane))
+    axes = check_image(volume.data, volume.axes_of_planes(plane))
     indices = list(plane_indices(tuple(volume.data.shape), axes))
     samples = [read_plane(volume.data, indices[i], axes) for i in sample_planes(len(indices))]
     found = estimate_noise(np.stack(samples), kind)
@@ -533,18 +603,23 @@ def estimate(
 @app.command()
 def models() -> None:
     """List the models: what each is for, and how many parameters it has learned."""
-    from napari_learned_diffusion.core.zoo import list_cards
+    from napari_learned_diffusion.core.zoo import BEST_MODEL, FAST_MODEL, list_cards
 
+    defaults = {
+        BEST_MODEL: " It is the default where there is a GPU.",
+        FAST_MODEL: " It is the default on the CPU.",
+    }
     table = Table(box=None, padding=(0, 2, 1, 0))
     table.add_column("Model", no_wrap=True, style="bold")
     table.add_column("Learned\nparameters", justify="right")
     table.add_column("What it is")
     for card in list_cards():
-        default = " It is the default." if card.key == DEFAULT_MODEL else ""
+        default = defaults.get(card.key, "")
         table.add_row(card.key, f"{card.parameters:,}", f"{card.title}. {card.summary}{default}")
     Console().print(table)
 
 
+app.command()(_takes_settings(batch))
 app.command()(train)
 
 
@@ -599,25 +674,14 @@ def _read(source: Path, settings: _Settings) -> Volume:
     return volume
 
 
-def _plane_axes(volume: Volume, letters: str | None) -> tuple[int, int]:
-    """Positions of the row axis and the column axis."""
-    if letters is None:
-        return volume.plane_axes
-    wanted = letters.upper()
-    if len(wanted) != 2 or wanted[0] == wanted[1] or not set(wanted) <= set(volume.axes):
+def _maps_config(files: dict[str, Path], step: int | None) -> MapsConfig:
+    """The maps that files are wanted of, by name."""
+    if step is not None and not files:
         raise InvalidSettingError(
-            f"--plane takes two different letters of the file's axes, {volume.axes}, "
-            f"not {letters!r}."
+            "--map-step goes with --diffusivity, --orientation or --anisotropy: give one of them."
         )
-    return volume.axes.index(wanted[0]), volume.axes.index(wanted[1])
-
-
-def _spacing(volume: Volume, axes: tuple[int, int]) -> tuple[float, float]:
-    """Distance of rows and of columns; equal where their units can't be compared."""
-    rows, columns = axes
-    if volume.units[rows] != volume.units[columns]:
-        return 1.0, 1.0
-    return volume.scale[rows], volume.scale[columns]
+    directional = not files.keys().isdisjoint(("orientation", "anisotropy"))
+    return MapsConfig("diffusivity" in files, directional, step)
 
 
 def _derived(volume: Volume, data: Any, name: str) -> Volume:
@@ -626,22 +690,26 @@ def _derived(volume: Volume, data: Any, name: str) -> Volume:
     return replace(volume, data=data, name=f"{volume.name} {name}", metadata=metadata)
 
 
-def _scratch(volume: Volume, dtype: DTypeLike, folder: Path) -> NDArray[Any]:
-    """An array of the volume's shape: in memory, or for a large volume in a file without a name.
+def _scratch(volume: Volume, dtypes: Sequence[DTypeLike], folder: Path) -> list[NDArray[Any]]:
+    """Arrays of the volume's shape: in memory, or for a large volume in files without a name.
 
-    The file goes with the array, however the program ends.
+    The files go with the arrays, however the program ends.
     """
+    shape = volume.data.shape
     if isinstance(volume.data, np.ndarray):
-        return np.empty(volume.data.shape, dtype)
-    needed = volume.data.size * np.dtype(dtype).itemsize
-    # The same again for the file that is written from it. A full disk would kill the program
+        return [np.empty(shape, dtype) for dtype in dtypes]
+    needed = volume.data.size * sum(np.dtype(dtype).itemsize for dtype in dtypes)
+    # The same again for the files that are written from them. A full disk would kill the program
     # while it writes to the mapped memory, without a chance to say why.
     if shutil.disk_usage(folder).free < 2 * needed:
         raise FileWriteError(
             f"{folder} has too little free space: {2 * needed / 2**30:.1f} GiB are needed."
         )
-    with tempfile.TemporaryFile(dir=folder) as file:
-        return np.memmap(file, dtype, "w+", shape=volume.data.shape)
+    arrays: list[NDArray[Any]] = []
+    for dtype in dtypes:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            arrays.append(np.memmap(file, dtype, "w+", shape=shape))
+    return arrays
 
 
 def _chunked_like(volume: Volume, data: Any) -> Any:
@@ -670,50 +738,53 @@ def _difference(noisy: Any, denoised: Any) -> Any:
 
 
 def _denoise_job(
-    volume: Volume, settings: _Settings, folder: Path, want_diffusivity: bool
+    volume: Volume, settings: _Settings, folder: Path, maps: MapsConfig
 ) -> Job[Denoised]:
     from napari_learned_diffusion.jobs.denoise import denoise_stack
 
-    axes = _plane_axes(volume, settings.plane)
-    in_memory = isinstance(volume.data, np.ndarray)
+    axes = volume.axes_of_planes(settings.plane)
+    dtypes = [volume.data.dtype, *(np.float32 for _ in maps.names)]
+    out, *maps_out = _scratch(volume, dtypes, folder)
     return denoise_stack(
         volume.data,
         settings.config,
         plane_axes=axes,
-        spacing=_spacing(volume, axes),
+        spacing=volume.spacing(axes),
         tiling=settings.tiling,
-        want_diffusivity=want_diffusivity and in_memory,
-        out=_scratch(volume, volume.data.dtype, folder),
+        maps=maps,
+        out=out,
+        maps_out=dict(zip(maps.names, maps_out, strict=True)),
     )
 
 
 def _diffusivity_job(
-    volume: Volume, settings: _Settings, prepared: Prepared, folder: Path
+    volume: Volume, settings: _Settings, prepared: Prepared, wanted: MapsConfig, folder: Path
 ) -> Job[Any]:
     """The diffusivity of each slice, in memory or on disk as the volume is."""
-    from napari_learned_diffusion.jobs.denoise import denoise_plane
+    from napari_learned_diffusion.jobs.denoise import denoise_plane, prepare
     from napari_learned_diffusion.jobs.planes import plane_indices, read_plane, write_plane
 
-    axes = _plane_axes(volume, settings.plane)
-    maps = _scratch(volume, np.float32, folder)
+    axes = volume.axes_of_planes(settings.plane)
+    [maps] = _scratch(volume, [np.float32], folder)
     indices = list(plane_indices(tuple(volume.data.shape), axes))
     for number, index in enumerate(indices):
         yield Progress(number, len(indices), f"Diffusivity {number + 1} of {len(indices)}")
         plane = read_plane(volume.data, index, axes)
         by_itself = prepared.slice_by_slice and np.isfinite(plane).any()
-        done = run(
-            denoise_plane(
+        own = prepare(plane, prepared.requested) if by_itself else prepared
+        shown = None
+        if not by_itself or not wanted.is_after(own.config.iterations or 0):
+            job = denoise_plane(
                 plane,
-                prepared.requested,
-                prepared=None if by_itself else prepared,
-                spacing=_spacing(volume, axes),
+                prepared=own,
+                spacing=volume.spacing(axes),
                 tiling=settings.tiling,
-                want_diffusivity=True,
+                maps=wanted,
                 measure=False,
             )
-        )
+            shown = run(job).diffusivity
         nothing = np.full(plane.shape, np.nan, np.float32)
-        write_plane(maps, index, axes, nothing if done.diffusivity is None else done.diffusivity)
+        write_plane(maps, index, axes, nothing if shown is None else shown)
     return maps if isinstance(volume.data, np.ndarray) else _chunked_like(volume, maps)
 
 
@@ -808,5 +879,8 @@ def _notes_on_noise(prepared: Prepared) -> Iterator[str]:
 
 def _as_options(model: NoiseModel) -> str:
     """A noise model as options of `denoise`."""
-    parameters = {name: value for name, value in model.to_dict().items() if name != "key"}
-    return " ".join(f"--{n.replace('_', '-')} {value:.6g}" for n, value in parameters.items())
+    words = []
+    for name, value in noise_options(model).items():
+        words.append(f"--{name.replace('_', '-')}")
+        words.append(value if isinstance(value, str) else f"{value:.6g}")
+    return " ".join(words)

@@ -147,6 +147,15 @@ def train(
             show_default=False,
         ),
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Weights of the same model to begin with, in place of random ones.",
+            rich_help_panel=_FILES,
+            show_default=False,
+        ),
+    ] = None,
     device: Annotated[
         Device,
         typer.Option(
@@ -193,6 +202,7 @@ def train(
                 config,
                 data_name=data_name or ", ".join(folder.resolve().name for folder in data),
                 architecture=sizes,
+                start=start,
                 device=device,
                 resume=resume,
                 every=every,

@@ -7,24 +7,31 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from napari_learned_diffusion.core.errors import InvalidSettingError
-from napari_learned_diffusion.core.noise import Gaussian, NoiseModel, PoissonGaussian
+from napari_learned_diffusion.core.noise import (
+    Correlated,
+    Gaussian,
+    NoiseModel,
+    PoissonGaussian,
+    Rician,
+)
 
-DEFAULT_MODEL = "perona-malik"
+DEFAULT_MODEL = "auto"
+"""The best model for the device, or the one that other settings ask for."""
 
 Function = Literal["rational", "exponential"]
 SchemeName = Literal["explicit", "fed"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["float32", "float64", "mixed"]
-NoiseChoice = Literal["auto", "gaussian", "poisson-gaussian"]
+NoiseChoice = Literal["auto", "gaussian", "poisson-gaussian", "rician", "correlated"]
 NoiseScope = Literal["auto", "stack", "slice"]
 
 FUNCTIONS: tuple[Function, ...] = ("rational", "exponential")
 SCHEMES: tuple[SchemeName, ...] = ("explicit", "fed")
 PRECISIONS: tuple[Precision, ...] = ("float32", "float64", "mixed")
-NOISE_CHOICES: tuple[NoiseChoice, ...] = ("auto", "gaussian", "poisson-gaussian")
+NOISE_CHOICES: tuple[NoiseChoice, ...] = get_args(NoiseChoice)
 NOISE_SCOPES: tuple[NoiseScope, ...] = ("auto", "stack", "slice")
 MAX_ITERATIONS = 100_000
 CHECKPOINT_EVERY = 250
@@ -38,7 +45,8 @@ class DiffusionConfig:
     Parameters
     ----------
     model
-        Key of the diffusivity; `napari_learned_diffusion.list_models` lists them.
+        Key of the diffusivity; `napari_learned_diffusion.list_models` lists them. ``"auto"``: the
+        best for the device, see `core.zoo.suitable_model`.
     iterations
         Number of diffusion steps, at least 0.
     noise
@@ -145,6 +153,43 @@ class TilingConfig:
 
 
 @dataclass(frozen=True)
+class MapsConfig:
+    """Which maps of the diffusion are kept beside the denoised image, and of which step.
+
+    Parameters
+    ----------
+    diffusivity
+        The mean conductance around each pixel, without unit.
+    orientation
+        The orientation of strongest diffusion, in degrees, and the anisotropy, from 0 to 1.
+    step
+        The diffusion step that they are of, counted from 1. ``None``: the last.
+    """
+
+    diffusivity: bool = False
+    orientation: bool = False
+    step: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.step is not None:
+            whole = isinstance(self.step, int) and not isinstance(self.step, bool)
+            if not whole or self.step < 1:
+                raise InvalidSettingError(
+                    f"The step of the maps must be a whole number from 1, not {self.step!r}."
+                )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The maps that are kept."""
+        directional = ("orientation", "anisotropy")
+        return ("diffusivity",) * self.diffusivity + directional * self.orientation
+
+    def is_after(self, iterations: int) -> bool:
+        """Whether a run of so many steps ends before the step that the maps are of."""
+        return bool(self.names) and self.step is not None and self.step > iterations
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """How to train.
 
@@ -222,10 +267,13 @@ def noise_from_arguments(noise: NoiseModel | None, noise_sigma: float | None) ->
 
 
 __all__ = [
+    "Correlated",
     "DiffusionConfig",
     "Gaussian",
+    "MapsConfig",
     "NoiseModel",
     "PoissonGaussian",
+    "Rician",
     "TilingConfig",
     "TrainingConfig",
     "noise_from_arguments",

@@ -6,7 +6,7 @@ import shlex
 from typing import Any
 
 from napari_learned_diffusion.config import DiffusionConfig, TilingConfig
-from napari_learned_diffusion.core.noise import Gaussian, PoissonGaussian
+from napari_learned_diffusion.core.noise import Gaussian, NoiseModel, Rician
 
 PROGRAM = "napari-learned-diffusion"
 
@@ -52,10 +52,8 @@ def as_shell(
     options: dict[str, Any] = {"model": config.model, **_changed(config)}
     noise = options.pop("noise", None)
     options.pop("noise_kind", None)
-    if isinstance(noise, Gaussian):
-        options["noise_sigma"] = noise.noise_sigma
-    elif isinstance(noise, PoissonGaussian):
-        options |= {"gain": noise.gain, "offset": noise.offset}
+    if noise is not None:
+        options |= noise_options(noise)
     elif config.noise_kind != "auto":
         options["noise"] = config.noise_kind
     if tiling is not None and tiling.tile is not None:
@@ -65,6 +63,17 @@ def as_shell(
         # "=" because a negative number after a space would read as an option of its own
         words.append(f"--{name.replace('_', '-')}={value}")
     return shlex.join(words)
+
+
+def noise_options(noise: NoiseModel) -> dict[str, Any]:
+    """A noise model as options of the shell command, by name with underscores."""
+    parameters = {name: value for name, value in noise.to_dict().items() if name != "key"}
+    if isinstance(noise, Rician):
+        # All other models can be told from their parameters.
+        parameters = {"noise": noise.key} | parameters
+        if noise.pedestal == 0:
+            del parameters["pedestal"]
+    return parameters
 
 
 def _changed(config: DiffusionConfig) -> dict[str, Any]:

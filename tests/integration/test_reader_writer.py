@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import dask.array as da
 import npe2
 import numpy as np
+import pydicom
 import pytest
 import tifffile
 from napari.components import ViewerModel
@@ -23,6 +24,7 @@ from napari_learned_diffusion.files import (
     read,
     supported_suffixes,
     write,
+    write_dicom_series,
     write_image,
 )
 from napari_learned_diffusion.files._napari import _layer
@@ -281,12 +283,52 @@ def test_saving_over_the_open_file_is_refused(plugin: TestPluginManager, tmp_pat
 def test_the_manifest_knows_every_suffix(plugin: TestPluginManager) -> None:
     manifest = plugin.get_manifest(PLUGIN)
     (reader,) = manifest.contributions.readers or []
+    assert reader.accepts_directories
     for suffix in supported_suffixes():
+        if suffix in (".nii", ".nii.gz", ".ome.zarr", ".zarr"):
+            continue  # napari has well-kept readers for these
         assert any(fnmatch(f"stack{suffix}", pattern) for pattern in reader.filename_patterns)
-    (writer,) = manifest.contributions.writers or []
-    assert set(writer.filename_extensions) <= set(supported_suffixes())
+    for writer in manifest.contributions.writers or []:
+        assert set(writer.filename_extensions) <= set(supported_suffixes())
 
 
 def test_the_manifest_names_what_exists(plugin: TestPluginManager) -> None:
-    for name, function in (("read", get_reader), ("write", write_image)):
+    for name, function in (
+        ("read", get_reader),
+        ("write", write_image),
+        ("write_dicom", write_dicom_series),
+    ):
         assert plugin.commands.get(f"{PLUGIN}.{name}") is function
+
+
+def test_an_mrc_keeps_its_header_through_napari(plugin: TestPluginManager, tmp_path: Path) -> None:
+    data = np.random.default_rng(0).normal(size=(3, 8, 9)).astype(np.float32)
+    made = Volume(data, "ZYX", (4.0, 2.0, 2.0), ("angstrom",) * 3, "")
+    write(tmp_path / "a.mrc", made)
+    (layer,) = layers_of([tmp_path / "a.mrc"])
+    assert unit_names(layer) == ("angstrom",) * 3
+    npe2.write(str(tmp_path / "b.mrc"), [layer], plugin_name=PLUGIN)
+    assert (tmp_path / "b.mrc").stat().st_size == (tmp_path / "a.mrc").stat().st_size
+    copy = read(tmp_path / "b.mrc")
+    np.testing.assert_array_equal(copy.data, data)
+    assert copy.scale == (4.0, 2.0, 2.0)
+
+
+def test_a_dropped_dicom_folder_is_saved_as_a_derived_series(
+    plugin: TestPluginManager, tmp_path: Path
+) -> None:
+    data = np.random.default_rng(0).integers(0, 100, (3, 8, 9)).astype(np.int16)
+    made = Volume(data, "ZYX", (4.0, 2.0, 2.0), ("millimeter",) * 3, "")
+    write(tmp_path / "ct", made, format="dicom")
+    (layer,) = layers_of([tmp_path / "ct"])
+    np.testing.assert_array_equal(layer.data, data)
+    assert tuple(layer.scale) == (4.0, 2.0, 2.0)
+    plugin.commands.execute(
+        f"{PLUGIN}.write_dicom", args=(str(tmp_path / "out"), *layer.as_layer_data_tuple()[:2])
+    )
+    np.testing.assert_array_equal(read(tmp_path / "out").data, data)
+    assert "DERIVED" in pydicom.dcmread(tmp_path / "out" / "000001.dcm").ImageType
+
+
+def test_a_folder_without_images_is_left_to_others(tmp_path: Path) -> None:
+    assert get_reader(tmp_path) is None

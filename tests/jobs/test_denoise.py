@@ -10,6 +10,7 @@ import torch
 from napari_learned_diffusion.config import (
     DiffusionConfig,
     Gaussian,
+    MapsConfig,
     PoissonGaussian,
     TilingConfig,
 )
@@ -20,6 +21,12 @@ from napari_learned_diffusion.core.errors import (
     LearnedDiffusionError,
     UnknownModelError,
 )
+from napari_learned_diffusion.core.zoo import (
+    BEST_MODEL,
+    CLASSICAL_MODEL,
+    FAST_MODEL,
+    suitable_model,
+)
 from napari_learned_diffusion.jobs import plane_solver
 from napari_learned_diffusion.jobs.denoise import (
     denoise_lazy,
@@ -29,7 +36,12 @@ from napari_learned_diffusion.jobs.denoise import (
 )
 from napari_learned_diffusion.jobs.progress import run
 
-CPU = DiffusionConfig(device="cpu")
+CPU = DiffusionConfig(model="perona-malik", device="cpu")
+DIFFUSIVITY = MapsConfig(diffusivity=True)
+MAPS = ("diffusivity", "orientation", "anisotropy")
+EASY = CPU.with_(
+    model="perona-malik", noise=Gaussian(10.0), iterations=6, contrast=0.4, presmooth_sigma=0.5
+)
 
 
 def phantom(*lead: int, sigma: float = 10.0, seed: int = 0) -> np.ndarray:
@@ -199,7 +211,7 @@ def test_nan_and_infinity_come_back_as_they_were():
     image[5:9, 10:30] = np.nan
     image[40, 40] = np.inf
     image[41, 41] = -np.inf
-    result = run(denoise_plane(image, CPU, want_diffusivity=True))
+    result = run(denoise_plane(image, CPU, maps=DIFFUSIVITY))
     bad = ~np.isfinite(image)
     np.testing.assert_array_equal(result.image[bad], image[bad])
     assert np.isfinite(result.image[~bad]).all()
@@ -208,6 +220,109 @@ def test_nan_and_infinity_come_back_as_they_were():
     assert result.report.masked_pixels == bad.sum()
     assert any("NaN" in m for m in result.report.messages)
     assert result.image[~bad].mean() == pytest.approx(image[~bad].mean())
+
+
+def all_maps(step: int | None = None) -> MapsConfig:
+    return MapsConfig(diffusivity=True, orientation=True, step=step)
+
+
+def test_only_the_maps_that_were_asked_for_are_kept():
+    image = phantom()
+    for maps, names in [
+        (None, ()),
+        (DIFFUSIVITY, MAPS[:1]),
+        (MapsConfig(orientation=True), MAPS[1:]),
+        (all_maps(), MAPS),
+    ]:
+        result = run(denoise_plane(image, EASY, maps=maps))
+        kept = [name for name in MAPS if getattr(result, name) is not None]
+        assert tuple(kept) == names
+        for name in kept:
+            assert getattr(result, name).shape == image.shape
+            assert getattr(result, name).dtype == np.float32
+
+
+def test_maps_are_of_any_step():
+    image = phantom()
+    last = run(denoise_plane(image, EASY, maps=all_maps()))
+    for step in (1, 3, 6):
+        shown = run(denoise_plane(image, EASY, maps=all_maps(step)))
+        alone = run(denoise_plane(image, EASY.with_(iterations=step), maps=all_maps()))
+        np.testing.assert_array_equal(shown.image, last.image)
+        for name in MAPS:
+            np.testing.assert_array_equal(getattr(shown, name), getattr(alone, name))
+    first = run(denoise_plane(image, EASY, maps=all_maps(1)))
+    assert not np.array_equal(last.diffusivity, first.diffusivity)
+
+
+def test_diffusion_runs_along_stripes():
+    rng = np.random.default_rng(0)
+    stripes = np.where(np.arange(64) // 8 % 2, 60.0, 180.0)[:, None] + rng.normal(0, 10, (64, 64))
+    for image, angle in ((stripes, 0), (stripes.T, 90)):
+        shown = run(denoise_plane(image, EASY, maps=all_maps()))
+        clear = shown.anisotropy > 0.3
+        assert clear.mean() > 0.1
+        assert np.mean(shown.orientation[clear] == angle) > 0.8
+        assert shown.anisotropy.min() >= 0
+        assert shown.anisotropy.max() <= 1
+
+
+def test_masked_pixels_have_no_maps():
+    image = phantom()
+    image[5:9, 10:30] = np.nan
+    shown = run(denoise_plane(image, EASY, maps=all_maps()))
+    for name in MAPS:
+        assert np.isnan(getattr(shown, name)[5:9, 10:30]).all()
+    assert np.isfinite(shown.anisotropy[np.isfinite(image)]).all()
+
+
+@pytest.mark.parametrize("axes", [(-2, -1), (2, 0)])
+@pytest.mark.parametrize("tile", [None, 32])
+def test_maps_of_stacks_and_tiles_are_those_of_each_plane(axes, tile):
+    planes = np.tile(phantom(2), (1, 2, 2))
+    stack = np.moveaxis(planes, (-2, -1), axes)
+    into = {name: np.zeros(stack.shape, np.float32) for name in MAPS}
+    job = denoise_stack(
+        stack,
+        EASY,
+        plane_axes=axes,
+        tiling=TilingConfig(tile=tile),
+        maps=all_maps(4),
+        maps_out=into,
+    )
+    result = run(job)
+    for name in MAPS:
+        assert getattr(result, name) is into[name]
+        for at, plane in enumerate(planes):
+            alone = getattr(run(denoise_plane(plane, EASY, maps=all_maps(4))), name)
+            # In a tile the image is to rounding the same, which can turn what has no direction.
+            found = np.moveaxis(into[name], axes, (-2, -1))[at]
+            assert np.mean(~np.isclose(found, alone, atol=1e-3, equal_nan=True)) < 1e-3
+
+
+def test_maps_of_a_step_that_is_not_done_are_refused():
+    with pytest.raises(InvalidSettingError, match="only 6 iterations"):
+        run(denoise_plane(phantom(), EASY, maps=all_maps(7)))
+    run(denoise_plane(phantom(), EASY, maps=MapsConfig(step=7)))  # there are none to show
+    into = {name: np.zeros((64, 64)) for name in MAPS}
+    with pytest.raises(InvalidImageError, match="float32"):
+        run(denoise_stack(phantom(), EASY, maps=all_maps(), maps_out=into))
+
+
+def test_slices_that_took_fewer_steps_have_empty_maps():
+    stack = phantom(3)
+    stack[1] = np.where(np.arange(64) < 32, 50.0, 51.0)  # nothing to do
+    config = CPU.with_(model="perona-malik", noise_scope="slice", noise_kind="gaussian")
+    iterations = [prepare(plane, config).config.iterations for plane in stack]
+    late = max(iterations)
+    result = run(denoise_stack(stack, config, maps=all_maps(late)))
+    for at, done in enumerate(iterations):
+        assert np.isnan(result.diffusivity[at]).all() == (done < late)
+    stack[1] = phantom(sigma=60.0, seed=4)
+    iterations = [prepare(plane, config).config.iterations for plane in stack]
+    assert len(set(iterations)) > 1
+    result = run(denoise_stack(stack, config, maps=all_maps(max(iterations))))
+    assert any("their maps are empty" in message for message in result.report.messages)
 
 
 def test_an_empty_slice_of_a_padded_stack_is_passed_through():
@@ -229,7 +344,7 @@ def test_an_image_without_a_number_is_refused():
 
 @pytest.mark.parametrize("image", [np.full((32, 32), 7, np.int16), np.zeros((2, 32, 32))])
 def test_without_noise_the_input_comes_back_untouched_with_a_message(image):
-    result = run(denoise_stack(image, CPU, want_diffusivity=True))
+    result = run(denoise_stack(image, CPU, maps=DIFFUSIVITY))
     np.testing.assert_array_equal(result.image, image)
     assert result.diffusivity is None
     assert "noise level is 0" in result.report.messages[0]
@@ -352,3 +467,21 @@ def test_settings_that_can_t_be_met_are_refused(config, error):
 def test_a_plane_job_takes_planes_only():
     with pytest.raises(InvalidImageError, match="two dimensions"):
         denoise_plane(phantom(2), CPU)
+
+
+# --- the model that is chosen where none is named -------------------------------------------------
+
+
+def test_the_default_model_follows_the_device_and_the_settings():
+    image = phantom()
+    assert prepare(image, DiffusionConfig(device="cpu")).config.model == FAST_MODEL
+    classical = DiffusionConfig(device="cpu", contrast=0.5)
+    assert prepare(image, classical).config.model == CLASSICAL_MODEL
+    assert suitable_model(DiffusionConfig(), "cuda") == BEST_MODEL
+    assert suitable_model(DiffusionConfig(model="unet"), "cuda") == "unet"
+
+
+def test_more_iterations_than_a_model_has_are_refused_before_anything_is_done():
+    config = DiffusionConfig(model=FAST_MODEL, iterations=9, device="cpu")
+    with pytest.raises(InvalidSettingError, match="at most 8 iterations"):
+        prepare(phantom(), config)

@@ -114,6 +114,8 @@ def files_behind(data: Array) -> set[Path]:
                 source = getattr(node, "value", node)
                 if isinstance(source, PlanesOnDisk):
                     sources.add(source.path)
+                elif hasattr(source, "store_path"):  # an array of zarr: the folder of its group
+                    sources.add(Path(str(source.store.root)))
     return sources
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from napari_learned_diffusion.core.errors import FileFormatError
 from napari_learned_diffusion.files._units import PIXEL
-from napari_learned_diffusion.files.formats import read, supported_suffixes, write
+from napari_learned_diffusion.files.formats import format_of, read, supported_suffixes, write
 from napari_learned_diffusion.files.volume import Volume
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 _CHANNELS_TO_SPLIT = 7
 """Up to so many channels become layers of their own; more of them are a spectrum."""
 
+_HEADERS = ("mrc", "dicom", "nifti")
+"""Metadata of a volume that its format writes back."""
+
 _AXIS_WORDS = {"time": "T", "depth": "Z", "channel": "C", "channels": "C", "frame": "T"}
 
 
@@ -32,11 +35,16 @@ def get_reader(path: PathLike | Sequence[PathLike]) -> Callable[[Any], list[Laye
     Returns
     -------
     callable or None
-        None if a name has a suffix that isn't ours.
+        None if a name has a suffix that isn't ours, or a folder isn't an image.
     """
     paths = path if isinstance(path, Sequence) and not isinstance(path, str) else [path]
-    ours = all(Path(p).name.lower().endswith(supported_suffixes()) for p in paths)
-    return _read_layers if paths and ours else None
+    return _read_layers if paths and all(_is_ours(Path(p)) for p in paths) else None
+
+
+def _is_ours(path: Path) -> bool:
+    if path.is_dir():
+        return format_of(path) is not None
+    return path.name.lower().endswith(supported_suffixes())
 
 
 def _read_layers(path: PathLike | Sequence[PathLike]) -> list[LayerData]:
@@ -137,10 +145,17 @@ def write_image(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
     FileWriteError, FileFormatError
         as `write`.
     """
-    return [str(write(path, _volume_of_layer(path, data, meta), overwrite=True))]
+    return [str(write(path, volume_of_layer(path, data, meta), overwrite=True))]
 
 
-def _volume_of_layer(path: str, data: Any, meta: Mapping[str, Any]) -> Volume:
+def write_dicom_series(path: str, data: Any, meta: dict[str, Any]) -> list[str]:
+    """Write one image layer as a folder of DICOM files for napari; as `write_image`."""
+    volume = volume_of_layer(path, data, meta)
+    return [str(write(path, volume, overwrite=True, format="dicom"))]
+
+
+def volume_of_layer(path: str, data: Any, meta: Mapping[str, Any]) -> Volume:
+    """The pixels of an image layer, not copied, with what its attributes say about its axes."""
     if meta.get("multiscale"):
         data = data[0]
     if not isinstance(data, np.ndarray) and not hasattr(data, "dask"):
@@ -153,6 +168,8 @@ def _volume_of_layer(path: str, data: Any, meta: Mapping[str, Any]) -> Volume:
     scale = tuple(float(step) for step in meta.get("scale", (1.0,) * ndim))
     units = tuple(str(unit) for unit in meta.get("units") or (PIXEL,) * ndim)
     kept = {"placement": _placement(meta), "contrast_limits": meta.get("contrast_limits")}
+    # Headers of the file that the layer, or what it was made from, was read from.
+    kept |= {key: (meta.get("metadata") or {}).get(key) for key in _HEADERS}
     return Volume(
         data=data,
         axes=axes + "S" * colour,

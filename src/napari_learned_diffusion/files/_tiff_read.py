@@ -26,7 +26,7 @@ from napari_learned_diffusion.files._tiff_metadata import (
     note_in,
 )
 from napari_learned_diffusion.files._units import UNKNOWN
-from napari_learned_diffusion.files.volume import Volume
+from napari_learned_diffusion.files.volume import Volume, bare_name
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -64,7 +64,7 @@ def read_tiff(path: Path, series: int | None, lazy: bool | None) -> Volume:
     if data.dtype == np.uint16 and is_signed(metadata.get("imagej", {})):
         # Flipping the highest bit subtracts the offset without a wider type in between.
         data = (data ^ np.uint16(SIGNED_OFFSET)).view(np.int16)
-    name = path.name[: -len(next(s for s in TIFF_SUFFIXES if path.name.lower().endswith(s)))]
+    name = bare_name(path, TIFF_SUFFIXES)
     return Volume(
         data=data.reshape(shape),
         axes=axes,

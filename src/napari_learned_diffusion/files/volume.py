@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from napari_learned_diffusion.core.errors import InvalidImageError
+from napari_learned_diffusion.core.errors import InvalidImageError, InvalidSettingError
 from napari_learned_diffusion.files._units import UNKNOWN, Step
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import dask.array as da
     from numpy.typing import NDArray
 
@@ -67,9 +69,40 @@ class Volume:
         """Positions of Y and X among the axes."""
         return self.axes.index("Y"), self.axes.index("X")
 
+    def axes_of_planes(self, letters: str | None) -> tuple[int, int]:
+        """Positions of the row axis and the column axis that two letters name; Y and X for None.
+
+        Raises
+        ------
+        InvalidSettingError
+            if they aren't two different letters of the volume's axes.
+        """
+        if letters is None:
+            return self.plane_axes
+        wanted = letters.upper()
+        if len(wanted) != 2 or wanted[0] == wanted[1] or not set(wanted) <= set(self.axes):
+            raise InvalidSettingError(
+                f"--plane takes two different letters of the file's axes, {self.axes}, "
+                f"not {letters!r}."
+            )
+        return self.axes.index(wanted[0]), self.axes.index(wanted[1])
+
+    def spacing(self, axes: tuple[int, int]) -> tuple[float, float]:
+        """Distance of rows and of columns; equal where their units can't be compared."""
+        rows, columns = axes
+        if self.units[rows] != self.units[columns]:
+            return 1.0, 1.0
+        return self.scale[rows], self.scale[columns]
+
     def step(self, axis: str) -> Step:
         """Step along an axis and its unit; 1 pixel for an axis that the volume lacks."""
         if axis not in self.axes:
             return UNKNOWN
         i = self.axes.index(axis)
         return self.scale[i], self.units[i]
+
+
+def bare_name(path: Path, suffixes: tuple[str, ...]) -> str:
+    """A file's name without the first of the suffixes, in any case, that it ends in."""
+    suffix = next((s for s in suffixes if path.name.lower().endswith(s)), "")
+    return path.name[: len(path.name) - len(suffix)]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_learned_diffusion.config import DiffusionConfig, TilingConfig
-from napari_learned_diffusion.core.errors import InvalidImageError
+from napari_learned_diffusion.config import DiffusionConfig, MapsConfig, TilingConfig
+from napari_learned_diffusion.core.errors import InvalidImageError, InvalidSettingError
 from napari_learned_diffusion.core.noise_estimation import sample_planes
 from napari_learned_diffusion.jobs.plane_solver import PlaneResult, PlaneSolver
 from napari_learned_diffusion.jobs.planes import (
@@ -54,18 +55,26 @@ class Denoised:
     image
         In the dtype and shape of the input.
     diffusivity
-        Mean conductance around each pixel in the last step, of the same shape, float32, NaN where
-        the input was; ``None`` where it wasn't asked for or no step was done.
+        Mean conductance around each pixel in the step that was asked for, of the same shape,
+        float32, NaN where the input was; ``None`` where it wasn't asked for or no step was done.
     prepared
         The settings that were used.
     report
         What was done.
+    orientation
+        Orientation of strongest diffusion in that step, in degrees from 0 to below 180: the angle
+        from the column axis, counter-clockwise with the rows running down. NaN also where
+        diffusion was equal in all directions. Otherwise as the diffusivity.
+    anisotropy
+        How much stronger it was in that orientation than across it, from 0 to 1.
     """
 
     image: Any
     diffusivity: NDArray[np.float32] | None
     prepared: Prepared
     report: Report
+    orientation: NDArray[np.float32] | None = None
+    anisotropy: NDArray[np.float32] | None = None
 
 
 def denoise_plane(
@@ -75,7 +84,7 @@ def denoise_plane(
     spacing: tuple[float, float] = (1.0, 1.0),
     tiling: TilingConfig | None = None,
     prepared: Prepared | None = None,
-    want_diffusivity: bool = False,
+    maps: MapsConfig | None = None,
     measure: bool = True,
 ) -> Job[Denoised]:
     """Denoise one plane, ``(h, w)``; as `denoise_stack`, which see."""
@@ -89,7 +98,7 @@ def denoise_plane(
         spacing=spacing,
         tiling=tiling,
         prepared=prepared,
-        want_diffusivity=want_diffusivity,
+        maps=maps,
         measure=measure,
     )
 
@@ -102,9 +111,10 @@ def denoise_stack(
     spacing: tuple[float, float] = (1.0, 1.0),
     tiling: TilingConfig | None = None,
     prepared: Prepared | None = None,
-    want_diffusivity: bool = False,
+    maps: MapsConfig | None = None,
     measure: bool = True,
     out: Any = None,
+    maps_out: Mapping[str, Any] | None = None,
 ) -> Job[Denoised]:
     """Denoise every plane of a stack, one after the other.
 
@@ -123,12 +133,16 @@ def denoise_stack(
         How large planes are cut. On running out of memory the tile is halved and tried again.
     prepared
         What `prepare` returned, in place of ``config``.
-    want_diffusivity
-        Whether to keep the diffusivity of the last step.
+    maps
+        Which maps of the diffusion to keep, and of which step; ``None`` keeps none. Where each
+        slice gets a number of iterations of its own, the maps of slices that took fewer are NaN.
     measure
         Whether to measure the noise that is left, for the report.
     out
         Array to write the result into, of the shape and dtype of the stack; ``None`` makes one.
+    maps_out
+        Arrays to write the maps into, float32 and of the shape of the stack, by the names in
+        ``maps.names``; ``None`` makes them.
 
     Yields
     ------
@@ -137,26 +151,27 @@ def denoise_stack(
     Raises
     ------
     LearnedDiffusionError
-        as `prepare`; and `DeviceError` where memory doesn't suffice for the smallest tile.
+        as `prepare`; `InvalidSettingError` where there are fewer iterations than the step of the
+        maps; and `DeviceError` where memory doesn't suffice for the smallest tile.
     """
     rows_columns = check_image(stack, plane_axes)
     shape = tuple(stack.shape)
     if prepared is None:
         yield Progress(0, 1, "Estimating the noise")
         prepared = prepare(stack, config, plane_axes=plane_axes)
-    if out is None:
-        out = np.empty(shape, stack.dtype)
-    elif tuple(out.shape) != shape or np.dtype(out.dtype) != np.dtype(stack.dtype):
-        raise InvalidImageError(
-            f"The output has shape {tuple(out.shape)} and type {out.dtype}, "
-            f"but {shape} and {stack.dtype} are needed."
-        )
+    out = _array(out, shape, np.dtype(stack.dtype))
     tiling = tiling or TilingConfig()
     solver = PlaneSolver(prepared, spacing, tiling)
-    shown = np.empty(shape, np.float32) if want_diffusivity and solver.iterations else None
-    tally = Tally()
     indices = list(plane_indices(shape, rows_columns))
     slice_by_slice = prepared.slice_by_slice and len(indices) > 1
+    maps = maps or MapsConfig()
+    if not (slice_by_slice and prepared.requested.iterations is None):
+        _check_step(maps, solver.iterations)
+    shown = {
+        name: _array(maps_out and maps_out[name], shape, np.dtype(np.float32))
+        for name in (maps.names if solver.iterations else ())
+    }
+    tally = Tally()
     steps = _PROGRESS_PER_PLANE
     noises = {}
     start = time.perf_counter()
@@ -167,7 +182,7 @@ def denoise_stack(
             yield Progress(number * steps, len(indices) * steps, f"{message}: estimating the noise")
             solver = PlaneSolver(prepare(plane, prepared.requested), spacing, tiling)
         noises[index] = solver.prepared.noise
-        job = solver.solve(plane, shown is not None)
+        job = solver.solve(plane, maps)
         try:
             while True:
                 done = number * steps + next(job) * steps // solver.iterations
@@ -177,9 +192,9 @@ def denoise_stack(
         finally:
             job.close()
         write_plane(out, index, rows_columns, result.plane)
-        if shown is not None and result.diffusivity is not None:
-            write_plane(shown, index, rows_columns, result.diffusivity)
-        tally.add(plane, result, solver)
+        for name, shown_map in shown.items():
+            write_plane(shown_map, index, rows_columns, result.maps[name])
+        tally.add(plane, result, solver, maps)
         yield Progress((number + 1) * steps, len(indices) * steps, message, index, result.plane)
     seconds = time.perf_counter() - start
     before = after = float("nan")
@@ -204,7 +219,27 @@ def denoise_stack(
         masked_pixels=tally.masked,
         messages=tuple(tally.messages()),
     )
-    return Denoised(out, shown, prepared, report)
+    return Denoised(out, shown.pop("diffusivity", None), prepared, report, **shown)
+
+
+def _array(given: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    """The array that a caller wants a result in, or a new one."""
+    if given is None:
+        return np.empty(shape, dtype)
+    if tuple(given.shape) != shape or np.dtype(given.dtype) != dtype:
+        raise InvalidImageError(
+            f"The output has shape {tuple(given.shape)} and type {given.dtype}, "
+            f"but {shape} and {dtype} are needed."
+        )
+    return given
+
+
+def _check_step(maps: MapsConfig, iterations: int) -> None:
+    if iterations and maps.is_after(iterations):
+        raise InvalidSettingError(
+            f"There is no map of step {maps.step}: only {iterations} iterations are done. "
+            f"Choose a step from 1 to {iterations}, or leave it out for the last."
+        )
 
 
 def denoise_lazy(

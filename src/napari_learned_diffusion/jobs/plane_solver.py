@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from napari_learned_diffusion.config import DiffusionConfig, TilingConfig
+from napari_learned_diffusion.config import DiffusionConfig, MapsConfig, TilingConfig
 from napari_learned_diffusion.core.device import (
     device_name,
     is_out_of_memory,
@@ -20,8 +20,9 @@ from napari_learned_diffusion.core.device import (
 from napari_learned_diffusion.core.diffusivity.base import Diffusivity
 from napari_learned_diffusion.core.errors import DeviceError, InvalidSettingError
 from napari_learned_diffusion.core.noise import NoiseModel
+from napari_learned_diffusion.core.operators import anisotropy, orientation
 from napari_learned_diffusion.core.schemes import Explicit, FastExplicitDiffusion, Scheme
-from napari_learned_diffusion.core.solve import iterate
+from napari_learned_diffusion.core.solve import State, iterate
 from napari_learned_diffusion.core.zoo import load_model
 from napari_learned_diffusion.jobs.planes import SolverUnits
 from napari_learned_diffusion.jobs.prepare import Prepared
@@ -30,11 +31,14 @@ from napari_learned_diffusion.jobs.tiling import SMALLEST_TILE, cut, largest_til
 _ROUNDING = 1e-5
 """Part of the range by which single precision may miss it without the range being left."""
 
+Maps = dict[str, NDArray[np.float32]]
+"""Maps of a plane by their names in `MapsConfig.names`, NaN where they say nothing."""
+
 
 @dataclass(frozen=True)
 class PlaneResult:
     plane: NDArray[Any]
-    diffusivity: NDArray[np.float32] | None
+    maps: Maps
     valid: NDArray[np.bool_] | None
     range_kept: bool
 
@@ -64,24 +68,25 @@ class PlaneSolver:
         self.halo = self.model.halo(self.iterations)
 
     def solve(
-        self, plane: NDArray[Any], want_diffusivity: bool
+        self, plane: NDArray[Any], maps: MapsConfig | None = None
     ) -> Generator[int, None, PlaneResult]:
-        """Denoise a plane; yields the number of steps done, of ``iterations``."""
+        """Denoise a plane; yields the number of steps done, of ``iterations``.
+
+        Maps of a step that isn't reached are NaN everywhere.
+        """
+        maps = maps or MapsConfig()
         valid = np.isfinite(plane) if plane.dtype.kind == "f" else None
         if valid is not None and valid.all():
             valid = None
         if self.iterations == 0 or (valid is not None and not valid.any()):
-            nothing = np.full(plane.shape, np.nan, np.float32) if want_diffusivity else None
-            return PlaneResult(plane, nothing, valid, True)
+            return PlaneResult(plane, _blank_maps(maps, plane.shape), valid, True)
         units = SolverUnits.of(plane, valid)
         u = units.encode(plane, valid, self.number_format)
         noise = units.noise(self.prepared.noise)
         while True:
             tile = self._tile(plane.shape)
             try:
-                result, shown = yield from self._solve_tiles(
-                    u, valid, noise, tile, want_diffusivity
-                )
+                result, shown = yield from self._solve_tiles(u, valid, noise, tile, maps)
                 break
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
@@ -94,8 +99,8 @@ class PlaneSolver:
         denoised = units.to_dtype(decoded, self.scheme.keeps_range)
         if valid is not None:
             denoised[~valid] = plane[~valid]
-            if shown is not None:
-                shown[~valid] = np.nan
+            for shown_map in shown.values():
+                shown_map[~valid] = np.nan
         return PlaneResult(denoised, shown, valid, kept)
 
     def _solve_tiles(
@@ -104,10 +109,10 @@ class PlaneSolver:
         valid: NDArray[np.bool_] | None,
         noise: NoiseModel,
         tile: int,
-        want_diffusivity: bool,
-    ) -> Generator[int, None, tuple[NDArray[np.floating[Any]], NDArray[np.float32] | None]]:
+        maps: MapsConfig,
+    ) -> Generator[int, None, tuple[NDArray[np.floating[Any]], Maps]]:
         result = np.empty_like(u)
-        shown = np.empty(u.shape, np.float32) if want_diffusivity else None
+        shown = _blank_maps(maps, u.shape)
         tiles = cut((u.shape[0], u.shape[1]), tile, self.halo, self.model.alignment)
         for number, part in enumerate(tiles):
             states = iterate(
@@ -124,10 +129,9 @@ class PlaneSolver:
                 for state in states:
                     if state.step == self.iterations:
                         result[part.target] = state.u[0, 0].cpu().numpy()[part.inner]
-                        if shown is not None:
-                            shown[part.target] = (
-                                state.diffusivity()[0, 0].float().cpu().numpy()[part.inner]
-                            )
+                    if state.step == (maps.step or self.iterations):
+                        for name, found in _maps_of(state, maps).items():
+                            shown[name][part.target] = found[part.inner]
                     yield (number * self.iterations + state.step) // len(tiles)
             finally:
                 states.close()
@@ -159,6 +163,20 @@ class PlaneSolver:
 def extent(plane: NDArray[Any], valid: NDArray[np.bool_] | None) -> tuple[float, float]:
     values = plane if valid is None else plane[valid]
     return float(values.min()), float(values.max())
+
+
+def _blank_maps(maps: MapsConfig, shape: tuple[int, ...]) -> Maps:
+    return {name: np.full(shape, np.nan, np.float32) for name in maps.names}
+
+
+def _maps_of(state: State, maps: MapsConfig) -> Maps:
+    found: dict[str, torch.Tensor] = {}
+    if maps.diffusivity:
+        found["diffusivity"] = state.diffusivity()
+    if maps.orientation:
+        tensor = state.diffusion_tensor()
+        found |= {"orientation": orientation(tensor), "anisotropy": anisotropy(tensor)}
+    return {name: values[0, 0].float().cpu().numpy() for name, values in found.items()}
 
 
 def _scheme(config: DiffusionConfig) -> Scheme:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_learned_diffusion.config import MapsConfig
 from napari_learned_diffusion.core.noise import NoiseModel
 from napari_learned_diffusion.core.noise_estimation import estimate_noise
 from napari_learned_diffusion.jobs.plane_solver import PlaneResult, PlaneSolver, extent
@@ -75,9 +76,16 @@ class Tally:
     without_noise: int = 0
     idle: int = 0
     overshooting: bool = False
+    without_maps: int = 0
     halved_to: int | None = None
 
-    def add(self, plane: NDArray[Any], result: PlaneResult, solver: PlaneSolver) -> None:
+    def add(
+        self,
+        plane: NDArray[Any],
+        result: PlaneResult,
+        solver: PlaneSolver,
+        maps: MapsConfig | None = None,
+    ) -> None:
         valid = result.valid
         self.planes += 1
         if solver.prepared.noise.is_zero:
@@ -86,6 +94,7 @@ class Tally:
             self.idle += 1
         else:
             self.overshooting = self.overshooting or not solver.scheme.keeps_range
+            self.without_maps += maps is not None and maps.is_after(solver.iterations)
         self.halved_to = solver.halved_to or self.halved_to
         count = plane.size if valid is None else int(np.count_nonzero(valid))
         self.masked += plane.size - count
@@ -114,6 +123,11 @@ class Tally:
             yield "With 0 iterations the image was given back as it is."
         if self.overshooting:
             yield "FED keeps the mean, but single values may leave the range of the input."
+        if self.without_maps:
+            yield (
+                f"{self.without_maps} slices took fewer iterations than the step that the maps "
+                "are of: their maps are empty."
+            )
         if self.masked:
             yield f"{self.masked} NaN or infinite pixels took no part and came back as they were."
         if self.halved_to is not None:

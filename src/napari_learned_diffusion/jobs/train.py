@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 import subprocess
@@ -19,6 +20,7 @@ from napari_learned_diffusion.core.diffusivity.base import LearnedDiffusivity
 from napari_learned_diffusion.core.distributed import rank_and_number
 from napari_learned_diffusion.core.errors import (
     DeviceError,
+    FileFormatError,
     FileWriteError,
     InvalidSettingError,
 )
@@ -29,7 +31,7 @@ from napari_learned_diffusion.core.training import (
     read_images,
     validate,
 )
-from napari_learned_diffusion.core.weights import write_model
+from napari_learned_diffusion.core.weights import read_model, write_model
 from napari_learned_diffusion.jobs.progress import Job, Progress
 
 
@@ -61,6 +63,7 @@ def train(
     *,
     data_name: str,
     architecture: dict[str, int] | None = None,
+    start: Path | None = None,
     device: str = "auto",
     resume: bool = True,
     every: int = CHECKPOINT_EVERY,
@@ -83,6 +86,9 @@ def train(
         What the images are, for the card.
     architecture
         Arguments of the model other than its defaults.
+    start
+        Weights of the same model to begin with, in place of random ones. They must be of the same
+        architecture.
     resume
         Whether to go on from a checkpoint that is there already.
     every
@@ -107,6 +113,7 @@ def train(
     _check_architecture(model_class, architecture or {})
     yield Progress(0, config.steps, "Reading the images")
     images = read_images(folders, config.patch)
+    digest = None if start is None else _digest(start)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -115,6 +122,8 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         made = model_class(**(architecture or {}))
+    if start is not None:
+        made.load_state_dict(_begin_with(start, made))
     # Convolutions are faster so, those in bfloat16 twice as fast.
     made = made.to(resolve_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
     checkpoint = output / f"{model}.checkpoint.safetensors"
@@ -137,9 +146,28 @@ def train(
     if rank_and_number()[0] == 0:
         write_model(weights, made.cpu())
         facts = _card(made, images, config, data_name, validation)
+        facts["details"]["training"]["start"] = digest
         card.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", "utf-8")
         checkpoint.unlink(missing_ok=True)
     return Trained(weights, card, validation, images.skipped)
+
+
+def _begin_with(start: Path, made: LearnedDiffusivity) -> dict[str, torch.Tensor]:
+    """The parameters of a weights file that fits a model."""
+    found = read_model(start, type(made))
+    if found.architecture != made.architecture:
+        raise InvalidSettingError(
+            f"{start} is of the architecture {found.architecture}, not of {made.architecture}."
+        )
+    return found.state_dict()
+
+
+def _digest(start: Path) -> str:
+    """What tells one weights file from another, for the card."""
+    try:
+        return hashlib.sha256(start.read_bytes()).hexdigest()[:12]
+    except OSError as error:
+        raise FileFormatError(f"{start} can't be read: {error}") from error
 
 
 def _check_architecture(

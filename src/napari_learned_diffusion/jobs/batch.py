@@ -1,0 +1,645 @@
+"""Denoise many files to a folder: slice by slice, in bounded memory, stopped and resumed at will.
+
+Planes are read and written here while an engine computes others, in a thread of this process or on
+the workers of a cluster. What is finished is kept aside plane by plane (`batch_state.Scratch`) and
+becomes the result when it is whole, so that no result is ever half-written.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_learned_diffusion.config import DiffusionConfig, TilingConfig
+from napari_learned_diffusion.core.errors import (
+    FileFormatError,
+    FileWriteError,
+    InvalidImageError,
+    InvalidSettingError,
+    LearnedDiffusionError,
+)
+from napari_learned_diffusion.core.noise_estimation import sample_planes
+from napari_learned_diffusion.files import FORMATS, Volume, write
+from napari_learned_diffusion.files.formats import (
+    Format,
+    check_compression,
+    move_into_place,
+    why_not_written,
+)
+from napari_learned_diffusion.files.volume import bare_name
+from napari_learned_diffusion.jobs.batch_engines import (
+    Engine,
+    LocalEngine,
+    PlaneOutcome,
+    PlaneTask,
+    settled,
+    weights_of,
+)
+from napari_learned_diffusion.jobs.batch_reading import PlaneReader
+from napari_learned_diffusion.jobs.batch_sources import Source
+from napari_learned_diffusion.jobs.batch_state import Log, Manifest, Scratch
+from napari_learned_diffusion.jobs.planes import check_image
+from napari_learned_diffusion.jobs.prepare import Prepared, prepare
+from napari_learned_diffusion.jobs.progress import Job, Progress
+
+State = Literal["waiting", "running", "done", "skipped", "failed"]
+_FINAL: tuple[State, ...] = ("done", "skipped", "failed")
+
+_PROGRESS_PER_FILE = 1000
+_HEARTBEAT_SECONDS = 0.2
+_MEASURED_PLANES = 2
+_LARGE_TIFF = 4 * 2**30
+"""Bytes above which a TIFF becomes an OME-Zarr unless told otherwise: fewer programs read it."""
+
+
+_FINGERPRINT = ("input_hash", "settings", "weights")
+"""What the pixels of a result depend on."""
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """Where the results of a batch go, and how.
+
+    Parameters
+    ----------
+    out
+        The output folder; made where it isn't there.
+    format
+        Key of `napari_learned_diffusion.files.FORMATS`; ``None``: each file's own, but OME-Zarr for
+        a TIFF of more than 4 GiB.
+    overwrite
+        Whether files that are there may be replaced; never an input.
+    only_failed
+        Whether to try only those files again that have failed before.
+    plane, series
+        Letters of the axes that span a slice, and which image of a file that holds several;
+        ``None``: Y and X, and the largest.
+    compression
+        Lossless compression of those results that are TIFF.
+    """
+
+    out: Path
+    format: str | None = None
+    overwrite: bool = False
+    only_failed: bool = False
+    plane: str | None = None
+    series: int | None = None
+    compression: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.format is not None and self.format not in FORMATS:
+            raise InvalidSettingError(
+                f"There is no format {self.format!r}. Choose one of: {', '.join(FORMATS)}."
+            )
+        check_compression(FORMATS[self.format or "tiff"], self.compression)
+
+
+@dataclass(frozen=True)
+class FileStatus:
+    """Where a batch is with one of its files; a row of a table.
+
+    Parameters
+    ----------
+    number
+        Of the file in the batch, from 0.
+    source
+        What is read.
+    state
+        ``"done"``, ``"skipped"`` and ``"failed"`` are final.
+    output
+        What is written; ``None`` as long as that isn't known.
+    planes_done, planes
+        Slices that are finished, of all; 0 of 0 before the file is opened.
+    seconds
+        Since the file was begun.
+    noise_before, noise_after
+        Noise level in the file's units, NaN where it wasn't measured.
+    message
+        For people: why it failed or was skipped, or what wasn't as usual.
+    """
+
+    number: int
+    source: Source
+    state: State = "waiting"
+    output: Path | None = None
+    planes_done: int = 0
+    planes: int = 0
+    seconds: float = 0.0
+    noise_before: float = math.nan
+    noise_after: float = math.nan
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class BatchProgress(Progress):
+    """A report of a running batch: progress of the whole, and what is new about one file.
+
+    ``index`` is ``None`` where nothing is new, and an empty tuple where the file's state has
+    changed without a slice being finished; ``plane`` is the slice that was finished, for a preview.
+    """
+
+    file: FileStatus | None = None
+
+
+@dataclass(frozen=True)
+class BatchSummary:
+    """How a batch has ended.
+
+    Parameters
+    ----------
+    files
+        Every file in its final state.
+    seconds
+        Wall-clock time.
+    solver_seconds
+        Time that the workers spent on denoising, all of them together.
+    megapixels
+        What was denoised, in millions of pixels.
+    log
+        The log, in JSON lines.
+    """
+
+    files: tuple[FileStatus, ...]
+    seconds: float
+    solver_seconds: float
+    megapixels: float
+    log: Path
+
+    def count(self, state: State) -> int:
+        """How many files ended so."""
+        return sum(file.state == state for file in self.files)
+
+    def describe(self) -> str:
+        """The numbers in one line."""
+        counts = [f"{self.count(state)} {state}" for state in _FINAL]
+        speed = self.megapixels / self.seconds if self.seconds > 0 else 0.0
+        return f"{', '.join(counts)} · {self.seconds:.1f} s · {speed:.2f} megapixels/s"
+
+
+def denoise_batch(
+    sources: Sequence[Source],
+    batch: BatchConfig,
+    config: DiffusionConfig | None = None,
+    *,
+    tiling: TilingConfig | None = None,
+    engine: Engine | None = None,
+) -> Job[BatchSummary]:
+    """Denoise files to a folder. A file that fails is reported, and the others go on.
+
+    What the manifest in the output folder has as done from the same content with the same settings
+    and weights is skipped. What was interrupted goes on from the slices that are there.
+
+    Parameters
+    ----------
+    sources
+        What to denoise, see `find_sources`.
+    batch
+        Where to, and how.
+    config
+        How to denoise; ``None``: everything automatic.
+    tiling
+        How large planes are cut.
+    engine
+        Where to compute; it is closed in the end. ``None``: in a thread.
+
+    Yields
+    ------
+    A `BatchProgress` for every slice, every change of a file's state, and while slices are computed
+    at least five times a second; closing the generator there stops the batch within one step of the
+    diffusion, and it can go on later.
+
+    Raises
+    ------
+    FileWriteError
+        if the output folder can't be written to, or another batch does so.
+    LearnedDiffusionError
+        if the settings contradict each other, or the connection to a cluster is lost.
+    """
+    computing: Engine = engine if engine is not None else LocalEngine(tiling or TilingConfig())
+    with computing, _open_folder(batch.out) as log:
+        config = settled(config or DiffusionConfig())
+        run = _Run(sources, batch, config, computing, Manifest(batch.out), log)
+        try:
+            for _ in run.steps():
+                yield from run.reports()
+            yield from run.reports()
+        finally:
+            run.close()
+        return run.summary()
+
+
+def _open_folder(folder: Path) -> Log:
+    """Make the output folder, try whether it can be written to, and begin its log."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+        return Log(folder)
+    except OSError as error:
+        raise FileWriteError(why_not_written(folder, error)) from error
+
+
+@dataclass
+class _File:
+    """A file while it is in work."""
+
+    status: FileStatus
+    token: str
+    volume: Volume
+    axes: tuple[int, int]
+    target: Path
+    format: Format
+    scratch: Scratch
+    task: PlaneTask
+    record: dict[str, Any]
+    begun: float
+    planes: PlaneReader = field(init=False)
+    pending: list[int] = field(init=False)
+    measured: set[int] = field(init=False)
+    in_flight: int = 0
+    noise: list[tuple[float, float]] = field(default_factory=list)
+    messages: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.planes = PlaneReader(self.volume.data, self.axes)
+        self.pending = [int(n) for n in np.flatnonzero(~self.scratch.done)]
+        count = len(self.pending)
+        chosen = sample_planes(count, _MEASURED_PLANES) if count else ()
+        self.measured = {self.pending[i] for i in chosen}
+
+    @property
+    def is_whole(self) -> bool:
+        return bool(self.scratch.done.all())
+
+    def current(self, state: State, message: str | None = None) -> FileStatus:
+        before, after = (
+            (float(np.median(level)) for level in zip(*self.noise, strict=True))
+            if self.noise
+            else (math.nan, math.nan)
+        )
+        self.status = replace(
+            self.status,
+            state=state,
+            planes_done=int(self.scratch.done.sum()),
+            planes=len(self.scratch.done),
+            seconds=time.perf_counter() - self.begun,
+            noise_before=before,
+            noise_after=after,
+            message=self.status.message if message is None else message,
+        )
+        return self.status
+
+
+class _Run:
+    """The course of a batch: begins files, keeps the engine busy, and collects what it has done."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        batch: BatchConfig,
+        config: DiffusionConfig,
+        engine: Engine,
+        manifest: Manifest,
+        log: Log,
+    ) -> None:
+        self.batch, self.config, self.engine = batch, config, engine
+        self.manifest, self.log = manifest, log
+        self.files = [FileStatus(number, source) for number, source in enumerate(sources)]
+        self.settings = _as_json(config, batch)
+        _, self.weights = weights_of(config.model)
+        self.targets: dict[Path, str] = {}
+        self.open: dict[int, _File] = {}
+        self.running: dict[Any, tuple[_File, int]] = {}
+        self.events: deque[BatchProgress] = deque()
+        self.start = time.perf_counter()
+        self.solver_seconds = 0.0
+        self.pixels = self.ended = 0
+
+    # --- the course -------------------------------------------------------------------------------
+
+    def steps(self) -> Iterator[None]:
+        """Do the work; yields whenever something may have happened."""
+        self.log.write("batch", files=len(self.files), settings=self.settings)
+        for status in self.files:
+            self._say(f"{status.source.name}: opening")
+            yield
+            file = self._begin(status)
+            yield
+            for number in file.pending if file else ():
+                while len(self.running) >= self.engine.slots:
+                    self._collect()
+                    yield
+                if file is None or file.status.state != "running":
+                    break
+                self._submit(file, number)
+                yield
+            if file and file.status.state == "running" and not file.pending:
+                self._finish(file)
+        while self.running:
+            yield
+            self._collect()
+
+    def reports(self) -> Iterator[BatchProgress]:
+        """What has happened since the last time, or a sign of life."""
+        if not self.events:
+            self._say("Denoising")
+        while self.events:
+            yield self.events.popleft()
+
+    def close(self) -> None:
+        """Let go of files that are in work; they can be resumed."""
+        for future in self.running:
+            with suppress(Exception):
+                future.cancel()
+        for file in self.open.values():
+            file.scratch.close()
+            self.log.write("stopped", file=file.status.source.name)
+
+    def summary(self) -> BatchSummary:
+        summary = BatchSummary(
+            tuple(self.files),
+            time.perf_counter() - self.start,
+            self.solver_seconds,
+            self.pixels / 1e6,
+            self.log.path,
+        )
+        counts = {state: summary.count(state) for state in _FINAL}
+        self.log.write("summary", seconds=round(summary.seconds, 3), **counts)
+        return summary
+
+    # --- one file ---------------------------------------------------------------------------------
+
+    def _begin(self, status: FileStatus) -> _File | None:
+        """Open a file, unless it is done or fails."""
+        begun = time.perf_counter()
+        source = status.source
+        try:
+            known = self.manifest[source.name]
+            if self.batch.only_failed and known.get("state") != "failed":
+                self._skip(status, "It hasn't failed before.")
+                return None
+            stamp, place = source.stamp(), source.place
+            is_known = stamp is not None and known.get("stamp") == stamp
+            same = is_known and known.get("source") == place
+            record = {
+                "source": place,
+                "stamp": stamp,
+                "input_hash": known["input_hash"] if same else source.content_hash(),
+                "settings": self.settings,
+                "weights": self.weights,
+            }
+            unchanged = all(known.get(key) == record[key] for key in _FINGERPRINT)
+            output = self.batch.out / str(known.get("output", ""))
+            if unchanged and known.get("state") == "done" and output.exists():
+                status = replace(status, output=output)
+                self._skip(status, "It was done before, with the same settings.")
+                return None
+            interrupted = unchanged and known.get("state") == "running"
+            file = self._open(status, record, begun, may_replace=interrupted)
+        except Exception as error:
+            self._fail(replace(status, seconds=time.perf_counter() - begun), error)
+            return None
+        self.open[status.number] = file
+        self._report(file.current("running"))
+        return file
+
+    def _open(
+        self, status: FileStatus, record: dict[str, Any], begun: float, *, may_replace: bool
+    ) -> _File:
+        source = status.source
+        volume = source.read(self.batch.series)
+        if "S" in volume.axes:
+            raise InvalidImageError(
+                f"{source.path} is a colour image. Split it into its channels and denoise each by "
+                "itself."
+            )
+        axes = check_image(volume.data, volume.axes_of_planes(self.batch.plane))
+        file_format, target = self._target(source, volume)
+        self._check_target(source, target, may_replace)
+        shape = volume.data.shape
+        count = math.prod(shape) // (shape[axes[0]] * shape[axes[1]])
+        # A single slice is prepared by the worker: the noise of many files is found in parallel.
+        prepared = None if count == 1 else prepare(volume.data, self.config, plane_axes=axes)
+        scratch = Scratch(
+            target,
+            {key: record[key] for key in _FINGERPRINT},
+            (count, shape[axes[0]], shape[axes[1]]),
+            np.dtype(volume.data.dtype),
+        )
+        token = f"{status.number} {record['input_hash']}"
+        notes = " ".join(volume.metadata.get("notes", ()))
+        file = _File(
+            status=replace(status, output=target, message=notes),
+            token=token,
+            volume=volume,
+            axes=axes,
+            target=target,
+            format=file_format,
+            scratch=scratch,
+            task=PlaneTask(token, self.config, prepared, volume.spacing(axes)),
+            record=record | {"output": target.relative_to(self.batch.out).as_posix()},
+            begun=begun,
+        )
+        self.manifest.record(source.name, **file.record, state="running")
+        self.log.write("begun", file=source.name, planes=count, resumed=count - len(file.pending))
+        return file
+
+    def _target(self, source: Source, volume: Volume) -> tuple[Format, Path]:
+        """Format and path of the result."""
+        own = source.format
+        wanted = FORMATS[self.batch.format] if self.batch.format else own
+        if wanted is None:
+            raise FileFormatError(f"{source.path} is of no known format.")
+        if self.batch.format is None and wanted.key == "tiff" and volume.data.nbytes > _LARGE_TIFF:
+            wanted = FORMATS["zarr"]
+        target = self.batch.out / source.name
+        if own is not None and wanted is not own:
+            target = target.with_name(bare_name(target, own.suffixes) + wanted.suffix)
+        return wanted, target
+
+    def _check_target(self, source: Source, target: Path, may_replace: bool) -> None:
+        """Refuse to write over an input, over another result, or over anything without leave."""
+        place = target.resolve()
+        for read_from in (path.resolve() for path in source.reads_from()):
+            if place == read_from or place in read_from.parents or read_from in place.parents:
+                raise FileWriteError(
+                    f"{target} would be written over its input. Choose another output folder."
+                )
+        other = self.targets.setdefault(place, source.name)
+        if other != source.name:
+            raise FileWriteError(
+                f"{other} and {source.name} would both be written to {target}. "
+                "Process them into folders of their own."
+            )
+        if target.exists() and not (self.batch.overwrite or may_replace):
+            raise FileWriteError(f"{target} exists. Choose another folder or allow overwriting.")
+
+    def _submit(self, file: _File, number: int) -> None:
+        try:
+            plane = file.planes[number]
+            future = self.engine.submit(plane, file.task, number in file.measured)
+        except Exception as error:
+            self._fail_open(file, error)
+            return
+        self.running[future] = file, number
+        file.in_flight += 1
+
+    def _collect(self) -> None:
+        """Keep the planes that are finished."""
+        for future in self.engine.wait(list(self.running), _HEARTBEAT_SECONDS):
+            file, number = self.running.pop(future)
+            file.in_flight -= 1
+            if file.status.state != "running":
+                continue
+            try:
+                self._keep(file, number, future.result())
+            except Exception as error:
+                self._fail_open(file, error)
+                continue
+            if file.is_whole:
+                self._finish(file)
+
+    def _keep(self, file: _File, number: int, outcome: PlaneOutcome) -> None:
+        file.scratch.write(number, outcome.plane)
+        file.messages.update(outcome.messages)
+        if outcome.noise is not None:
+            file.noise.append(outcome.noise)
+        self.solver_seconds += outcome.seconds
+        self.pixels += outcome.plane.size
+        self._report(file.current("running"), file.planes.index(number), outcome.plane)
+
+    def _finish(self, file: _File) -> None:
+        """Write the result from the planes, and only then forget them."""
+        try:
+            data = file.scratch.as_array(file.volume.data.shape, file.axes)
+            note = _note(self.config, file.task.prepared)
+            metadata = file.volume.metadata | {"processing": note}
+            staged = write(
+                file.scratch.staging(file.target.name),
+                replace(file.volume, data=data, metadata=metadata),
+                compression=self.batch.compression if file.format.compressions else None,
+                format=file.format.key,
+            )
+            move_into_place(staged, file.target)
+            status = file.current("done", " ".join(_sentences(file)))
+            self.manifest.record(
+                status.source.name,
+                **file.record,
+                state="done",
+                seconds=round(status.seconds, 3),
+                message=status.message,
+            )
+        except Exception as error:
+            self._fail_open(file, error)
+            return
+        file.scratch.remove()
+        del self.open[status.number]
+        self._report(status)
+
+    # --- what is told -----------------------------------------------------------------------------
+
+    def _skip(self, status: FileStatus, message: str) -> None:
+        self._report(replace(status, state="skipped", message=message))
+
+    def _fail_open(self, file: _File, error: Exception) -> None:
+        """Give a file up; its planes stay unless its input is what is wrong."""
+        if isinstance(error, FileFormatError | InvalidImageError):
+            file.scratch.remove()
+        else:
+            file.scratch.close()
+        self.open.pop(file.status.number, None)
+        self._fail(file.current("failed"), error, file.record)
+
+    def _fail(
+        self, status: FileStatus, error: Exception, record: dict[str, Any] | None = None
+    ) -> None:
+        message = _sentence(error, status)
+        known = record or dict(self.manifest[status.source.name])
+        # A result that is there stays on record: who comes back to its settings finds it done.
+        if known.get("state") != "done":
+            with suppress(OSError):  # on a full disk it is told all the same
+                values = known | {"state": "failed", "message": message}
+                self.manifest.record(status.source.name, **values)
+        self._report(replace(status, state="failed", message=message))
+
+    def _say(self, message: str) -> None:
+        """Something to read while nothing is new."""
+        self.events.append(BatchProgress(*self._progress(), message))
+
+    def _report(
+        self,
+        status: FileStatus,
+        index: tuple[int, ...] = (),
+        plane: NDArray[Any] | None = None,
+    ) -> None:
+        self.files[status.number] = status
+        if status.state in _FINAL:
+            self.ended += 1
+            self.log.write(
+                status.state,
+                file=status.source.name,
+                output=None if status.output is None else str(status.output),
+                seconds=round(status.seconds, 3),
+                noise_before=status.noise_before,
+                noise_after=status.noise_after,
+                message=status.message,
+            )
+        text = f"{status.source.name}: {status.state}"
+        if status.planes > 1 and status.state == "running":
+            text = f"{status.source.name}: slice {status.planes_done} of {status.planes}"
+        self.events.append(BatchProgress(*self._progress(), text, index, plane, status))
+
+    def _progress(self) -> tuple[int, int]:
+        parts = (f.status.planes_done / max(f.status.planes, 1) for f in self.open.values())
+        done = self.ended + sum(parts)
+        return int(done * _PROGRESS_PER_FILE), len(self.files) * _PROGRESS_PER_FILE
+
+
+def _as_json(config: DiffusionConfig, batch: BatchConfig) -> dict[str, Any]:
+    """What the pixels of a result depend on, beside the input and the weights.
+
+    The device isn't among it: who moves on to another one needn't begin anew.
+    """
+    values = asdict(config) | {"noise": config.noise.to_dict() if config.noise else None}
+    del values["device"]
+    return values | {
+        key: getattr(batch, key) for key in ("format", "plane", "series", "compression")
+    }
+
+
+def _note(config: DiffusionConfig, prepared: Prepared | None) -> str:
+    """What was done, for the header of the result; the beginning fits into 80 letters."""
+    program = "napari-learned-diffusion"
+    note = f"{program} {version(program)}: denoised by diffusion, {config.model}"
+    if prepared is not None and not prepared.slice_by_slice:
+        note += f"; noise {prepared.noise.describe()}; {prepared.config.iterations} iterations"
+    return note
+
+
+def _sentences(file: _File) -> Iterator[str]:
+    """What wasn't as usual."""
+    if file.status.message:
+        yield file.status.message
+    total = len(file.scratch.done)
+    for message, count in file.messages.most_common(3):
+        yield message if count == total else f"{count} slices: {message}"
+
+
+def _sentence(error: Exception, status: FileStatus) -> str:
+    """An error in one sentence for the user."""
+    if isinstance(error, LearnedDiffusionError):
+        return str(error)
+    if isinstance(error, OSError):
+        return why_not_written(status.output or status.source.path, error)
+    return f"{status.source.path}: {type(error).__name__}: {error}"

@@ -1,0 +1,317 @@
+"""Where the planes of a batch are denoised: in a thread of this process, or on a cluster."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from napari_learned_diffusion.config import DiffusionConfig, TilingConfig
+from napari_learned_diffusion.core.errors import DeviceError, LearnedDiffusionError
+from napari_learned_diffusion.files._extras import require
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from napari_learned_diffusion.jobs.plane_solver import PlaneSolver
+    from napari_learned_diffusion.jobs.prepare import Prepared
+
+    Weights = Mapping[str, Tensor]
+
+_RETRIES = 3
+"""How often a plane is tried again after a worker has died."""
+
+_CONNECT_SECONDS = 15
+
+
+@dataclass(frozen=True)
+class PlaneTask:
+    """How the planes of a file are to be denoised.
+
+    Parameters
+    ----------
+    token
+        The file's own, so that a worker knows which solver it may use again.
+    config
+        As requested.
+    prepared
+        For the whole stack; ``None``: chosen from the plane itself.
+    spacing
+        Distance of rows and of columns.
+    """
+
+    token: str
+    config: DiffusionConfig
+    prepared: Prepared | None
+    spacing: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class PlaneOutcome:
+    """A denoised plane.
+
+    Parameters
+    ----------
+    plane
+        In the dtype of the input.
+    seconds
+        Time of the denoising.
+    noise
+        Noise level before and after in layer units; ``None`` where it wasn't measured.
+    messages
+        Sentences for the user.
+    """
+
+    plane: NDArray[Any]
+    seconds: float
+    noise: tuple[float, float] | None
+    messages: tuple[str, ...]
+
+
+class _StoppedError(Exception):
+    """The batch was closed while a plane was computed."""
+
+
+class PlaneWorker:
+    """Denoises planes, and keeps the solver from one plane of a file to the next.
+
+    Parameters
+    ----------
+    tiling
+        How large planes are cut.
+    weights
+        Of a learned model, in place of those in the worker's own installation.
+    """
+
+    def __init__(self, tiling: TilingConfig, weights: Weights | None = None) -> None:
+        self._tiling, self._weights = tiling, weights
+        self._token, self._kept = "", None
+
+    _kept: PlaneSolver | None
+
+    def __call__(
+        self,
+        plane: NDArray[Any],
+        task: PlaneTask,
+        measure: bool,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> PlaneOutcome:
+        """Denoise a plane; ``stopped`` is asked after every step of the diffusion."""
+        from napari_learned_diffusion.jobs.report import Tally, noise_levels
+
+        start = time.perf_counter()
+        solver = self._solver(plane, task)
+        steps = solver.solve(plane)
+        try:
+            while True:
+                next(steps)
+                if stopped():
+                    raise _StoppedError
+        except StopIteration as end:
+            result = end.value
+        finally:
+            steps.close()
+        seconds = time.perf_counter() - start
+        tally = Tally()
+        tally.add(plane, result, solver)
+        noise = noise_levels(solver.prepared.noise, plane, result.plane) if measure else None
+        return PlaneOutcome(result.plane, seconds, noise, tuple(tally.messages()))
+
+    def _solver(self, plane: NDArray[Any], task: PlaneTask) -> PlaneSolver:
+        from napari_learned_diffusion.jobs.prepare import prepare
+
+        prepared = task.prepared
+        if prepared is None or (prepared.slice_by_slice and np.isfinite(plane).any()):
+            return self._load(prepare(plane, task.config), task)
+        if self._kept is None or self._token != task.token:
+            self._token, self._kept = task.token, self._load(prepared, task)
+        return self._kept
+
+    def _load(self, prepared: Prepared, task: PlaneTask) -> PlaneSolver:
+        from napari_learned_diffusion.core.device import resolve_device
+        from napari_learned_diffusion.jobs.plane_solver import PlaneSolver
+
+        # A worker may have another device than the client that has prepared the settings.
+        device = str(resolve_device(task.config.device, task.config.precision))
+        prepared = replace(prepared, config=prepared.config.with_(device=device))
+        solver = PlaneSolver(prepared, task.spacing, self._tiling)
+        if self._weights is not None and solver.iterations:
+            solver.model.load_state_dict(self._weights)
+        return solver
+
+
+class Engine(Protocol):
+    """Computes planes, several at a time, and gives them back as futures."""
+
+    link: str | None
+    """Address of a page that shows what it does."""
+
+    @property
+    def slots(self) -> int:
+        """How many planes it can have at once, so that none of its workers waits for the next."""
+
+    def submit(self, plane: NDArray[Any], task: PlaneTask, measure: bool) -> Any:
+        """A future of a `PlaneOutcome`."""
+
+    def wait(self, futures: Collection[Any], seconds: float) -> list[Any]:
+        """Those futures that are done; waits until one is, or so long."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+class LocalEngine:
+    """One thread of this process: it computes while the caller reads and writes."""
+
+    link: str | None = None
+    slots = 3  # one computed, one waiting, one being read or written
+
+    def __init__(self, tiling: TilingConfig) -> None:
+        self._worker = PlaneWorker(tiling)
+        self._stop = threading.Event()
+        self._thread = concurrent.futures.ThreadPoolExecutor(1, "batch")
+
+    def submit(self, plane: NDArray[Any], task: PlaneTask, measure: bool) -> Any:
+        return self._thread.submit(self._worker, plane, task, measure, self._stop.is_set)
+
+    def wait(self, futures: Collection[Any], seconds: float) -> list[Any]:
+        first = concurrent.futures.FIRST_COMPLETED
+        return list(concurrent.futures.wait(futures, seconds, first).done)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+
+class ClusterEngine:
+    """The workers of dask.distributed: planes and results travel through the scheduler.
+
+    Workers need neither see the files nor have the same weights installed.
+
+    Parameters
+    ----------
+    config, tiling
+        For the model and its weights, which go to every worker once, and how planes are cut.
+    workers
+        Number of processes to start on this machine.
+    scheduler
+        Address of a running scheduler, ``tcp://HOST:PORT``, in place of ``workers``.
+
+    Raises
+    ------
+    MissingDependencyError
+        if distributed isn't installed.
+    DeviceError
+        if there is no scheduler at the address.
+    """
+
+    def __init__(
+        self,
+        config: DiffusionConfig,
+        tiling: TilingConfig,
+        *,
+        workers: int | None = None,
+        scheduler: str | None = None,
+    ) -> None:
+        require("distributed", "cluster", "Clusters")
+        import dask
+
+        from napari_learned_diffusion.jobs import batch_cluster
+
+        # Planes are part of their task, so that another worker can take it over: that's meant.
+        dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"})
+        self._cluster = batch_cluster.start(workers) if scheduler is None else None
+        try:
+            self._client = batch_cluster.connect(self._cluster or scheduler, _CONNECT_SECONDS)
+        except OSError as error:
+            raise DeviceError(
+                f"There is no scheduler of dask at {scheduler} ({error}). "
+                "Start one with `dask scheduler`, and check host and port."
+            ) from error
+        self.link: str | None = self._client.dashboard_link
+        weights, _ = weights_of(settled(config).model)
+        self._plugin = batch_cluster.WorkerSetup(tiling, weights)
+        self._client.register_plugin(self._plugin)
+
+    @property
+    def slots(self) -> int:
+        # Workers come and go.
+        return max(2, 2 * len(self._client.nthreads()))
+
+    def submit(self, plane: NDArray[Any], task: PlaneTask, measure: bool) -> Any:
+        from napari_learned_diffusion.jobs.batch_cluster import denoise_on_worker
+
+        return self._client.submit(
+            denoise_on_worker, plane, task, measure, self._plugin.name, pure=False, retries=_RETRIES
+        )
+
+    def wait(self, futures: Collection[Any], seconds: float) -> list[Any]:
+        if self._client.status in ("closed", "closing"):
+            raise LearnedDiffusionError(
+                "The connection to the cluster is lost. Start the same command again to go on."
+            )
+        from distributed import wait
+
+        try:
+            with self._client.as_current():
+                return list(wait(list(futures), seconds, "FIRST_COMPLETED").done)
+        except TimeoutError:
+            return []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+        if self._cluster is not None:
+            self._cluster.close()
+
+
+def settled(config: DiffusionConfig) -> DiffusionConfig:
+    """The configuration with the model chosen, which must be the same wherever planes are computed.
+
+    Raises
+    ------
+    DeviceError
+        if the device isn't there.
+    """
+    from napari_learned_diffusion.core.device import resolve_device
+    from napari_learned_diffusion.core.zoo import suitable_model
+
+    device = resolve_device(config.device, config.precision)
+    return config.with_(model=suitable_model(config, device.type))
+
+
+def weights_of(model: str) -> tuple[Weights | None, str]:
+    """The parameters that a model has learned, and a hash of them; none for a classical one."""
+    import hashlib
+
+    from napari_learned_diffusion.core.diffusivity import diffusivity_class
+    from napari_learned_diffusion.core.diffusivity.base import LearnedDiffusivity
+    from napari_learned_diffusion.core.zoo import bundled_model
+
+    kind = diffusivity_class(model)
+    if not issubclass(kind, LearnedDiffusivity):
+        return None, ""
+    weights = bundled_model(kind).state_dict()
+    total = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        total.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        total.update(tensor.cpu().contiguous().numpy().tobytes())
+    return weights, total.hexdigest()

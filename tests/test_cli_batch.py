@@ -1,0 +1,181 @@
+"""The command ``batch``: options, exit codes, what it prints, and being interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from typer.testing import CliRunner, Result
+
+from napari_learned_diffusion import cli
+from napari_learned_diffusion.files import Volume, read, write
+
+QUICK = ("--model", "perona-malik", "--noise-sigma", "8", "--iterations", "2")
+SUFFIXES = (".tif", ".mrc", ".nii.gz", ".ome.zarr", "")
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(
+        cli.app, ["batch", *(str(argument) for argument in arguments)]
+    )
+
+
+def volume(seed: int = 0, shape: tuple[int, ...] = (2, 16, 20)) -> Volume:
+    data: NDArray[np.int16] = np.random.default_rng(seed).normal(100, 8, shape).astype(np.int16)
+    return Volume(data, "ZYX", (2.0, 1.0, 1.0), ("millimeter",) * 3, "scan")
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    """Ten images of each of five formats, three of them broken."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for suffix in SUFFIXES:
+        for number in range(10):
+            path = folder / f"scan{number}{suffix}"
+            write(path, volume(number), format=None if suffix else "dicom")
+            if not suffix:
+                path.rename(folder / f"scan{number}-ct")
+    for name in ("scan3.tif", "scan4.nii.gz"):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+    (folder / "scan5.mrc").write_bytes(b"no image" * 500)
+    return folder
+
+
+def test_fifty_files_of_which_three_are_broken(scans: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = invoke(scans, "--out", out, *QUICK)
+    assert result.exit_code == 1
+    assert "47 done, 0 skipped, 3 failed" in result.stdout
+    failed = [line for line in result.stderr.splitlines() if line.startswith("failed")]
+    assert [line.split()[1] for line in failed] == ["scan3.tif", "scan4.nii.gz", "scan5.mrc"]
+    assert "Traceback" not in result.stderr
+    results = {p.name for p in out.iterdir()}
+    broken = {"scan3.tif", "scan4.nii.gz", "scan5.mrc"}
+    assert results == {p.name for p in scans.iterdir()} - broken | {"batch.json", "batch.jsonl"}
+    for name in ("scan0.tif", "scan0.mrc", "scan0.nii.gz", "scan0.ome.zarr", "scan0-ct"):
+        found = read(out / name)
+        assert found.data.dtype == np.int16
+        assert found.data.std() < 0.9 * volume().data.std()
+
+    again = invoke(scans, "--out", out, *QUICK)
+    assert again.exit_code == 1
+    assert "0 done, 47 skipped, 3 failed" in again.stdout
+
+    write(scans / "scan3.tif", volume(3), overwrite=True)
+    retried = invoke(scans, "--out", out, "--retry-failed", *QUICK)
+    assert retried.exit_code == 1
+    assert "1 done, 47 skipped, 2 failed" in retried.stdout
+    (summary,) = [
+        line
+        for line in map(json.loads, (out / "batch.jsonl").read_text().splitlines()[-1:])
+        if line["event"] == "summary"
+    ]
+    assert (summary["done"], summary["failed"]) == (1, 2)
+
+
+def test_options_reach_the_job(tmp_path: Path) -> None:
+    write(tmp_path / "a.tif", volume())
+    write(tmp_path / "b.tif", volume(1))
+    out = tmp_path / "out"
+    arguments = (f"{tmp_path}/*.tif", "--out", out, "--format", "mrc", *QUICK)
+    assert invoke(*arguments).exit_code == 0
+    assert {p.name for p in out.glob("*.mrc")} == {"a.mrc", "b.mrc"}
+    settings = json.loads((out / "batch.json").read_text())["files"]["a.tif"]["settings"]
+    assert settings["iterations"] == 2
+    assert settings["noise"]["noise_sigma"] == 8
+    assert settings["format"] == "mrc"
+    changed = (f"{tmp_path}/*.tif", "--out", out, "--format", "mrc", *QUICK[:-1], "3")
+    assert "exists" in invoke(*changed).stderr
+    assert invoke(*changed, "--overwrite").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["nowhere.tif"], "There is no file"),
+        (["."], "holds no image"),
+        (["a.tif", "--format", "png"], "no format 'png'"),
+        (["a.tif", "--compression", "zip"], "isn't known"),
+        (["a.tif", "--workers", "2", "--scheduler", "tcp://127.0.0.1:9"], "not both"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], reason: str
+) -> None:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    if arguments != ["."]:
+        write(folder / "a.tif", volume())
+    result = invoke(*arguments, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert reason in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_command_goes_on(tmp_path: Path, stop: signal.Signals) -> None:
+    write(tmp_path / "a.tif", volume(shape=(300, 64, 64)))
+    program = "from napari_learned_diffusion.cli import main\nmain()"
+    options = ("--model", "perona-malik", "--noise-sigma", "8", "--iterations", "60")
+    command = [sys.executable, "-c", program, "batch", "a.tif", "--out", "out", *options]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        # The tests may have been started in the background, where interrupts are ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    marks = tmp_path / "out" / "a.tif.part" / "done"
+    waited = time.monotonic()
+    while not (marks.exists() and marks.stat().st_size > 1):
+        assert time.monotonic() - waited < 60
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, stop)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[stop]
+    assert "Traceback" not in errors
+    assert not (tmp_path / "out" / "a.tif").exists()
+    kept = marks.stat().st_size
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    log = [json.loads(line) for line in (tmp_path / "out" / "batch.jsonl").read_text().splitlines()]
+    assert [line["resumed"] for line in log if line["event"] == "begun"] == [0, kept]
+    assert not marks.exists()
+
+
+def test_workers_give_the_same_to_the_bit(tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    for number in range(2):
+        write(tmp_path / f"{number}.tif", volume(number, (3, 32, 32)))
+    program = (
+        "from napari_learned_diffusion.cli import main\nif __name__ == '__main__':\n    main()"
+    )
+    (tmp_path / "run.py").write_text(program)
+    options = ("--model", "unet", "--noise-sigma", "8")
+    for out, workers in (("one", ()), ("two", ("--workers", "2"))):
+        done = subprocess.run(
+            [sys.executable, "run.py", "batch", "0.tif", "1.tif", "--out", out, *options, *workers],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr
+        assert ("Dashboard: http" in done.stderr) == bool(workers)
+    for number in range(2):
+        one, two = (read(tmp_path / out / f"{number}.tif").data for out in ("one", "two"))
+        np.testing.assert_array_equal(one, two)
