@@ -98,7 +98,7 @@ def _solver(backend: str) -> Callable[[Any, int], Any]:
 def _automatic(plane: Stack, _: int) -> Any:
     from napari_learned_diffusion import denoise
 
-    return denoise(plane, device="cpu")
+    return denoise(plane, model="perona-malik", device="cpu")
 
 
 def _itk_image(plane: Stack) -> Any:
