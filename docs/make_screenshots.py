@@ -1,4 +1,4 @@
-"""Take the pictures of the documentation: napari at 1280 × 800 with the Denoise widget.
+"""Take the pictures of the documentation: napari at 1280 × 800 with one of the widgets.
 
 Run it where no one is looking, on a virtual screen::
 
@@ -10,6 +10,7 @@ It writes into ``docs/images``, or into the folder that it is given.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import tempfile
 import time
@@ -35,13 +36,15 @@ PATIENCE = 300.0
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "images")
-    folder: Path = parser.parse_args().folder
+    folder: Path = parser.parse_args().folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
 
     with tempfile.TemporaryDirectory() as settings:
         # napari's own settings, not those of whoever runs this
         os.environ["NAPARI_CONFIG"] = str(Path(settings) / "settings.yaml")
         _take_all(folder)
+    with tempfile.TemporaryDirectory() as data, contextlib.chdir(data):
+        _take_batch(folder / "batch.png")
 
 
 def _take_all(folder: Path) -> None:
@@ -77,6 +80,42 @@ def _take_all(folder: Path) -> None:
     viewer.reset_view()
     _take(viewer, folder / "before-after.png")
     viewer.close()
+
+
+def _take_batch(path: Path) -> None:
+    """The batch widget after a batch of which one file has failed; paths are short, as relative."""
+    import napari
+
+    from napari_learned_diffusion.widgets.batch import BatchWidget
+
+    _write_scans(Path("scans"))
+    viewer = napari.Viewer(show_welcome_screen=False)
+    widget = BatchWidget(viewer)
+    viewer.window.add_dock_widget(widget, name="Denoise a batch", area="right")
+    viewer.window.resize(*SIZE)
+    widget.out.setText("denoised")
+    widget.preview.setChecked(True)
+    widget.add_paths([Path("scans")])
+    _wait(lambda: not widget.is_working)
+    widget.start()
+    _wait(lambda: not widget.is_working)
+    _take(viewer, path)
+    viewer.close()
+
+
+def _write_scans(folder: Path) -> None:
+    """Parts of a simulated CT as files, of which the last is cut short."""
+    from napari_learned_diffusion import sample_data
+    from napari_learned_diffusion.files import Volume, write
+
+    folder.mkdir()
+    stack, keywords, _ = sample_data.low_dose_ct().layer_data()
+    scale, units = tuple(keywords["scale"]), tuple(str(unit) for unit in keywords["units"])
+    for first in range(0, 12, 2):
+        name = f"patient_{first // 2 + 1:02d}"
+        part = Volume(stack[first : first + 4], "ZYX", scale, units, name)
+        path = write(folder / f"{name}.tif", part)
+    os.truncate(path, path.stat().st_size // 2)
 
 
 def _open(sample: Sample) -> tuple[Viewer, DenoiseWidget]:

@@ -96,19 +96,22 @@ def entries(menu: QMenu) -> Iterator[tuple[list[str], QAction]]:
                 yield [title, *path], entry
 
 
-def test_layers_menu_opens_the_widget(make_napari_viewer: Callable[..., Viewer]) -> None:
+@pytest.mark.parametrize("name", ["Denoise by diffusion", "Denoise a batch"])
+def test_layers_menu_opens_the_widget(make_napari_viewer: Callable[..., Viewer], name: str) -> None:
     viewer = make_napari_viewer(show=True)
-    found = [
-        (path, action)
+    found = {
+        path[-1]: (path, action)
         for path, action in entries(viewer.window.layers_menu)
         if "Learned diffusion" in path
-    ]
-    ((path, action),) = found
-    assert path == ["Filter", "Learned diffusion", "Denoise by diffusion (Learned Diffusion)"]
+    }
+    title = f"{name} (Learned Diffusion)"
+    assert len(found) == 2
+    path, action = found[title]
+    assert path == ["Filter", "Learned diffusion", title]
     assert action.isEnabled()
     assert not viewer.window.dock_widgets
     action.trigger()
-    assert list(viewer.window.dock_widgets) == ["Denoise by diffusion (Learned Diffusion)"]
+    assert list(viewer.window.dock_widgets) == [title]
 
 
 def test_samples_menu_lists_every_sample(make_napari_viewer: Callable[..., Viewer]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from napari.components import ViewerModel
 
 from napari_learned_diffusion.config import DiffusionConfig
-from napari_learned_diffusion.core.noise import Gaussian, PoissonGaussian
+from napari_learned_diffusion.core.noise import Correlated, Gaussian, PoissonGaussian, Rician
 from napari_learned_diffusion.core.noise_estimation import NoiseCurve, NoiseEstimate
 from napari_learned_diffusion.jobs.denoise import Denoised, Prepared, Report
 from napari_learned_diffusion.jobs.progress import Job, Progress
@@ -66,8 +66,8 @@ class FakeJobs:
             raise self.error
         requested, estimate = config, None
         if config.noise is None:
-            model = PoissonGaussian(2.0, 3.0) if config.noise_kind == "poisson-gaussian" else None
-            model = model or self.noise
+            asked = (PoissonGaussian(2.0, 3.0), Rician(4.0), Correlated(6.0, 0.8))
+            model = {m.key: m for m in asked}.get(config.noise_kind, self.noise)
             ramp = np.linspace(0.0, 100.0, 8)
             curve = NoiseCurve(ramp, np.sqrt(model.variance(ramp)), np.ones(8))
             estimate = NoiseEstimate(model, curve, 0.9, "much data")
@@ -119,7 +119,11 @@ class FakeJobs:
                 yield Progress(done + step + 1, total, message)
 
     def _result(self, image: Any, **options: Any) -> Denoised:
-        shown = np.full(image.shape, 0.5, np.float32) if options["want_diffusivity"] else None
+        maps = {name: np.full(image.shape, 0.5, np.float32) for name in options["maps"].names}
+        if "orientation" in maps:
+            maps["orientation"] = np.full(image.shape, 30.0, np.float32)
+            maps["anisotropy"][..., 0] = 0.01
+        shown = maps.pop("diffusivity", None)
         report = Report(
             seconds=0.1,
             device="CPU",
@@ -132,7 +136,7 @@ class FakeJobs:
             masked_pixels=0,
             messages=self.messages,
         )
-        return Denoised(image, shown, options["prepared"], report)
+        return Denoised(image, shown, options["prepared"], report, **maps)
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ from napari.components import ViewerModel
 from napari.utils.notifications import notification_manager
 from qtpy.QtWidgets import QApplication
 
+from napari_learned_diffusion.config import MapsConfig
 from napari_learned_diffusion.core.errors import DeviceError, InvalidImageError
-from napari_learned_diffusion.core.noise import Gaussian, PoissonGaussian
+from napari_learned_diffusion.core.noise import Correlated, Gaussian, PoissonGaussian, Rician
 from napari_learned_diffusion.jobs.progress import run
 from napari_learned_diffusion.widgets._layers import MARK, Placement
 from napari_learned_diffusion.widgets.denoise import DenoiseWidget
@@ -186,13 +187,14 @@ def test_every_output_is_shown_in_order(
     widget = make_widget(model)
     widget.form.residual.setChecked(True)
     widget.form.diffusivity.setChecked(True)
+    widget.form.orientation.setChecked(True)
     for _ in range(2):
         widget.denoise_slice()
         finish(widget)
         widget.denoise_stack()
         finish(widget)
-    parts = ("diffusivity (slice)", "diffusivity", "residual (slice)", "residual")
-    names = [f"cells {part}" for part in (*parts, "denoised (slice)", "denoised")]
+    roles = ("diffusivity", "orientation", "residual", "denoised")
+    names = [f"cells {part}" for role in roles for part in (f"{role} (slice)", role)]
     assert _names(model) == ["cells", *names]
     assert model.layers.selection.active.name == "cells denoised"
     residual = model.layers["cells residual"]
@@ -202,6 +204,72 @@ def test_every_output_is_shown_in_order(
     diffusivity = model.layers["cells diffusivity"]
     assert tuple(diffusivity.contrast_limits) == (0, 1)
     assert diffusivity.data.shape == stack.shape
+    orientation = model.layers["cells orientation"]
+    assert tuple(orientation.contrast_limits) == (0, 180)
+    assert orientation.colormap.name == "hsv"
+
+
+def test_the_orientation_is_transparent_where_there_is_none(
+    model: ViewerModel, make_widget: Make, finish: Finish, stack: Any
+) -> None:
+    model.add_image(stack, name="cells", scale=(3, 0.5, 0.5))
+    widget = make_widget(model)
+    widget.form.orientation.setChecked(True)
+    widget.form.denoised.setChecked(False)
+    widget.denoise_slice()
+    finish(widget)
+    layer = model.layers["cells orientation (slice)"]
+    assert layer is model.layers.selection.active
+    np.testing.assert_array_equal(layer.scale, (3, 0.5, 0.5))
+    assert np.isnan(layer.data[..., 0]).all()  # where the anisotropy is low
+    assert (layer.data[..., 1:] == 30).all()
+    assert layer.colormap.map(np.array([np.nan]))[0, 3] == 0
+    mark = layer.metadata[MARK]
+    assert (mark["role"], mark["source"]) == ("orientation (slice)", "cells")
+
+
+def test_maps_are_of_the_step_in_the_form(
+    model: ViewerModel, make_widget: Make, finish: Finish, jobs: Any, stack: Any
+) -> None:
+    model.add_image(stack, name="cells")
+    widget = make_widget(model)
+    assert not widget.form.map_step.isEnabled()
+    widget.form.diffusivity.setChecked(True)
+    assert widget.form.map_step.isEnabled()
+    widget.form.map_step.set_value(2)
+    widget.denoise_slice()
+    finish(widget)
+    widget.denoise_stack()
+    finish(widget)
+    for name in ("denoise_plane", "denoise_stack"):
+        assert jobs.called(name)[0]["maps"] == MapsConfig(diffusivity=True, step=2)
+    assert model.layers["cells diffusivity"].metadata[MARK]["map_step"] == 2
+    widget.live_preview.setChecked(True)
+    finish(widget)
+    assert jobs.called("denoise_plane")[-1]["maps"] == MapsConfig()  # they wouldn't be shown
+
+
+def test_a_step_of_the_maps_that_is_not_done_is_told(
+    model: ViewerModel, make_widget: Make, finish: Finish
+) -> None:
+    from napari_learned_diffusion.jobs import denoise as real_jobs
+
+    model.add_image(np.random.default_rng(0).normal(0, 5, (2, 40, 40)), name="cells")
+    widget = make_widget(model)
+    widget._load_jobs = lambda: real_jobs
+    widget.form.model.set_key("perona-malik")
+    widget.form.iterations.set_value(3)
+    widget.form.orientation.setChecked(True)
+    widget.form.map_step.set_value(4)
+    widget.denoise_stack()
+    finish(widget)
+    assert widget.status.is_error
+    assert "only 3 iterations" in widget.status.text()
+    assert _names(model) == ["cells"]
+    widget.form.map_step.set_value(3)
+    widget.denoise_stack()
+    finish(widget)
+    assert _names(model) == ["cells", "cells orientation", "cells denoised"]
 
 
 def test_results_say_how_they_came_about(
@@ -209,6 +277,7 @@ def test_results_say_how_they_came_about(
 ) -> None:
     model.add_image(stack, name="cells", metadata={"patient": 7})
     widget = make_widget(model)
+    widget.form.model.set_key("perona-malik")
     widget.form.iterations.set_value(9)
     widget.denoise_slice()
     finish(widget)
@@ -527,6 +596,7 @@ def test_estimating_shows_the_noise_and_what_automatic_means(
 ) -> None:
     model.add_image(stack, name="ct", metadata={"intensity_unit": "HU"})
     widget = make_widget(model)
+    widget.form.model.set_key("perona-malik")
     widget.form.estimate_button.click()
     assert not widget.form.estimate_button.isEnabled()
     finish(widget)
@@ -545,7 +615,12 @@ def test_estimating_shows_the_noise_and_what_automatic_means(
 
 @pytest.mark.parametrize(
     ("kind", "noise"),
-    [("gaussian", Gaussian(5.0)), ("poisson-gaussian", PoissonGaussian(2.0, 3.0))],
+    [
+        ("gaussian", Gaussian(5.0)),
+        ("poisson-gaussian", PoissonGaussian(2.0, 3.0)),
+        ("rician", Rician(4.0)),
+        ("correlated", Correlated(6.0, 0.8)),
+    ],
 )
 def test_estimating_fills_the_boxes_of_the_kind_that_is_chosen(
     model: ViewerModel, make_widget: Make, finish: Finish, stack: Any, kind: str, noise: Any
@@ -871,7 +946,8 @@ def test_the_fake_is_like_the_real_thing(jobs: Any, stack: Any) -> None:
 
     prepared = jobs.prepare(stack, real_jobs.DiffusionConfig(), plane_axes=(1, 2))
     assert real_jobs.prepare(stack, plane_axes=(1, 2)).config.noise is not None
-    assert run(jobs.denoise_plane(stack[0], prepared.config, prepared=prepared, want_diffusivity=0))
-    options = {"spacing", "tiling", "prepared", "want_diffusivity", "measure"}
+    maps = MapsConfig()
+    assert run(jobs.denoise_plane(stack[0], prepared.config, prepared=prepared, maps=maps))
+    options = {"spacing", "tiling", "prepared", "maps", "measure"}
     assert options <= set(signature(real_jobs.denoise_plane).parameters)
     assert options | {"plane_axes", "out"} <= set(signature(real_jobs.denoise_stack).parameters)

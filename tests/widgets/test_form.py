@@ -6,17 +6,36 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+import numpy as np
 import pytest
 from qtpy.QtCore import QPoint, QPointF, Qt
 from qtpy.QtGui import QWheelEvent
 from qtpy.QtWidgets import QApplication, QWidget
 
-from napari_learned_diffusion.config import DiffusionConfig, TilingConfig
+from napari_learned_diffusion.config import (
+    NOISE_CHOICES,
+    DiffusionConfig,
+    MapsConfig,
+    TilingConfig,
+)
 from napari_learned_diffusion.core.errors import InvalidSettingError
-from napari_learned_diffusion.core.noise import Gaussian, PoissonGaussian
-from napari_learned_diffusion.core.zoo import list_cards
-from napari_learned_diffusion.widgets._controls import DiffusionForm, NumberBox
-from napari_learned_diffusion.widgets._form import FormValues
+from napari_learned_diffusion.core.noise import (
+    NOISE_MODELS,
+    Correlated,
+    Gaussian,
+    PoissonGaussian,
+    Rician,
+)
+from napari_learned_diffusion.core.noise_estimation import NoiseCurve
+from napari_learned_diffusion.core.zoo import (
+    BEST_MODEL,
+    CLASSICAL_MODEL,
+    FAST_MODEL,
+    card,
+    list_cards,
+)
+from napari_learned_diffusion.widgets._controls import NOISE_TITLES, DiffusionForm, NumberBox
+from napari_learned_diffusion.widgets._form import FormValues, Outputs
 
 
 @pytest.fixture
@@ -149,6 +168,30 @@ EDITS: dict[str, tuple[Callable[[DiffusionForm], None], dict[str, Any]]] = {
         ),
         {"noise": PoissonGaussian(2.0, -30.0)},
     ),
+    "rician": (
+        lambda f: (f.noise_kind.set_key("rician"), f.noise_sigma.set_value(25)),
+        {"noise": Rician(25.0)},
+    ),
+    "no rician noise": (
+        lambda f: (f.noise_kind.set_key("rician"), f.noise_sigma.set_value(0)),
+        {"noise": Gaussian(0.0)},
+    ),
+    "correlated": (
+        lambda f: (
+            f.noise_kind.set_key("correlated"),
+            f.noise_sigma.set_value(25),
+            f.correlation_length.set_value(0.7),
+        ),
+        {"noise": Correlated(25.0, 0.7)},
+    ),
+    "correlated, who knows how far": (
+        lambda f: (f.noise_kind.set_key("correlated"), f.noise_sigma.set_value(25)),
+        {"noise": Correlated(25.0)},
+    ),
+    "correlated to be estimated": (
+        lambda f: f.noise_kind.set_key("correlated"),
+        {"noise_kind": "correlated"},
+    ),
     "poisson-gaussian to be estimated": (
         lambda f: f.noise_kind.set_key("poisson-gaussian"),
         {"noise_kind": "poisson-gaussian"},
@@ -159,6 +202,9 @@ EDITS: dict[str, tuple[Callable[[DiffusionForm], None], dict[str, Any]]] = {
 @pytest.mark.parametrize("name", EDITS)
 def test_every_control_reaches_the_settings(form: DiffusionForm, name: str) -> None:
     edit, expected = EDITS[name]
+    if card(CLASSICAL_MODEL).settings & expected.keys():
+        form.model.set_key(CLASSICAL_MODEL)
+        expected = {"model": CLASSICAL_MODEL, **expected}
     changes = []
     form.changed.connect(lambda: changes.append(form.values().config().changed()))
     edit(form)
@@ -173,10 +219,21 @@ def test_every_setting_has_a_control() -> None:
 
 
 def test_every_model_can_be_chosen(form: DiffusionForm) -> None:
-    for card in list_cards():
-        form.model.set_key(card.key)
-        assert form.values().config().model == card.key
-        assert form.model_info.text() == card.summary
+    assert form.values().config().model == "auto"
+    assert card(BEST_MODEL).title in form.model_info.text()
+    for model in list_cards():
+        form.model.set_key(model.key)
+        assert form.values().config().model == model.key
+        assert form.model_info.text() == model.summary
+
+
+def test_no_more_iterations_than_the_model_was_made_for(form: DiffusionForm) -> None:
+    form.model.set_key(CLASSICAL_MODEL)
+    form.iterations.set_value(40)
+    form.model.set_key(FAST_MODEL)
+    assert form.values().iterations == card(FAST_MODEL).most_iterations == 8
+    form.iterations.set_value(9)
+    assert form.values().iterations == 8
 
 
 def test_tile_and_outputs(form: DiffusionForm) -> None:
@@ -186,7 +243,24 @@ def test_tile_and_outputs(form: DiffusionForm) -> None:
     form.denoised.setChecked(False)
     assert form.values().tiling() == TilingConfig(tile=256)
     outputs = form.values().outputs
-    assert (outputs.denoised, outputs.residual, outputs.diffusivity) == (False, True, True)
+    assert outputs == Outputs(denoised=False, residual=True, diffusivity=True)
+    assert outputs.has_maps
+
+
+def test_the_step_of_the_maps(form: DiffusionForm) -> None:
+    form.model.set_key("perona-malik")
+    assert form.map_step._edit.placeholderText() == "last"
+    form.map_step.set_value(7)
+    assert form.values().maps() == MapsConfig()  # no map is shown
+    form.orientation.setChecked(True)
+    assert form.values().maps() == MapsConfig(orientation=True, step=7)
+    form.map_step.set_value(None)
+    assert form.values().maps() == MapsConfig(orientation=True)
+    form.show_findings(None, DiffusionConfig(iterations=20))
+    assert form.map_step._edit.placeholderText() == "last (20)"
+    values = FormValues(outputs=Outputs(orientation=True), map_step=5)
+    form.set_values(values)
+    assert form.values() == values
 
 
 def test_a_learned_model_gets_none_of_the_classical_settings() -> None:
@@ -218,6 +292,9 @@ def test_values_go_in_and_come_out(form: DiffusionForm) -> None:
 def test_only_what_applies_is_shown(form: DiffusionForm) -> None:
     form.show()
     form.advanced_button.setChecked(True)
+    assert not form.contrast.isVisible()
+    form.model.set_key(CLASSICAL_MODEL)
+    assert form.contrast.isVisible()
     assert not form.noise_sigma.isVisible()
     assert not form.stopping_time.isVisible()
     form.noise_kind.set_key("gaussian")
@@ -229,6 +306,22 @@ def test_only_what_applies_is_shown(form: DiffusionForm) -> None:
     assert form.gain.isVisible()
     assert form.offset.isVisible()
     assert not form.noise_sigma.isVisible()
+    form.noise_kind.set_key("rician")
+    assert form.noise_sigma.isVisible()
+    assert not form.gain.isVisible()
+    assert not form.correlation_length.isVisible()
+    form.noise_kind.set_key("correlated")
+    assert form.noise_sigma.isVisible()
+    assert form.correlation_length.isVisible()
+
+
+def test_every_noise_model_can_be_chosen_and_its_parameters_entered(form: DiffusionForm) -> None:
+    assert list(NOISE_TITLES) == list(NOISE_CHOICES) == ["auto", *NOISE_MODELS]
+    for key, model in NOISE_MODELS.items():
+        form.noise_kind.set_key(key)
+        shown = {name for name, box in form._noise_boxes.items() if box.isVisibleTo(form)}
+        # A magnitude image has its zero at zero.
+        assert shown == set(model.parameters()) - {"pedestal"}
 
 
 def test_every_control_explains_itself(form: DiffusionForm) -> None:
@@ -242,3 +335,15 @@ def test_the_unit_stands_beside_the_noise(form: DiffusionForm) -> None:
     form.show_layer("a layer", "HU")
     labels = [form._rows.labelForField(w).text() for w in (form.noise_sigma, form.offset)]
     assert labels == ["Level (HU)", "Offset (HU²)"]
+
+
+def test_the_line_of_the_noise_plot_lies_at_the_mean_of_noisy_intensities(
+    form: DiffusionForm,
+) -> None:
+    model = Rician(10.0)
+    curve = NoiseCurve(np.array([12.5, 200.0]), np.array([6.6, 10.0]), np.ones(2))
+    form.noise_plot.show_noise(curve, model)
+    x, y = form.noise_plot._line.getData()
+    assert x.min() == pytest.approx(12.5, rel=0.05)
+    assert y.min() == pytest.approx(6.55, rel=0.05)
+    assert y.max() == pytest.approx(10, rel=0.01)

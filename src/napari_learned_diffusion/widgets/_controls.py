@@ -14,6 +14,7 @@ from qtpy.QtWidgets import (
     QCheckBox,
     QComboBox,
     QFormLayout,
+    QGridLayout,
     QHBoxLayout,
     QLabel,
     QLineEdit,
@@ -23,9 +24,9 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_learned_diffusion.config import MAX_ITERATIONS, DiffusionConfig
-from napari_learned_diffusion.core.noise import Gaussian, PoissonGaussian
-from napari_learned_diffusion.core.zoo import list_cards
+from napari_learned_diffusion.config import DEFAULT_MODEL, MAX_ITERATIONS, DiffusionConfig
+from napari_learned_diffusion.core.noise import NOISE_MODELS
+from napari_learned_diffusion.core.zoo import BEST_MODEL, FAST_MODEL, list_cards
 from napari_learned_diffusion.widgets._form import FormValues, Outputs
 from napari_learned_diffusion.widgets._noise_plot import NoisePlot
 
@@ -39,6 +40,8 @@ NOISE_TITLES = {
     "auto": "Automatic",
     "gaussian": "Gaussian",
     "poisson-gaussian": "Poisson–Gaussian",
+    "rician": "Rician",
+    "correlated": "Correlated",
 }
 SCOPE_TITLES = {"auto": "Automatic", "stack": "Whole stack", "slice": "Each slice"}
 FUNCTION_TITLES = {"rational": "1 / (1 + s/K²)", "exponential": "exp(−s/K²)"}
@@ -81,6 +84,8 @@ class NumberBox(QAbstractSpinBox):
         Whether only whole numbers are taken.
     start
         Where the buttons begin while nothing is known of the automatic value.
+    empty
+        What an empty box means.
     parent
         Who owns it.
     """
@@ -94,12 +99,14 @@ class NumberBox(QAbstractSpinBox):
         *,
         is_whole: bool = False,
         start: float = 1.0,
+        empty: str = AUTOMATIC,
         parent: QWidget | None = None,
     ) -> None:
         super().__init__(parent)
         self._minimum, self._maximum = minimum, maximum
         self._is_whole = is_whole
         self._start = start
+        self._empty = empty
         self._automatic: float | None = None
         self._value: float | None = None
         self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
@@ -123,10 +130,16 @@ class NumberBox(QAbstractSpinBox):
         """Show a number, or ``None`` for automatic."""
         self._edit.setText("" if value is None else self._format(value))
 
+    def set_maximum(self, maximum: float) -> None:
+        """Change the allowed range; a number above it becomes the maximum."""
+        self._maximum = maximum
+        if self._value is not None and self._value > maximum:
+            self.set_value(maximum)
+
     def show_automatic(self, value: float | None) -> None:
         """Say which number *automatic* has turned out to be; ``None`` while it isn't known."""
         self._automatic = value
-        text = AUTOMATIC
+        text = self._empty
         if value is not None:
             text += f" ({value:.0f})" if self._is_whole else f" ({value:.3g})"
         self._edit.setPlaceholderText(text)
@@ -272,12 +285,14 @@ class DiffusionForm(QWidget):
     ----------
     parent
         Who owns it.
+    for_files
+        Whether files are denoised, so that there is no layer to choose, look into or show.
     """
 
     changed = Signal()
     estimate_clicked = Signal()
 
-    def __init__(self, parent: QWidget | None = None) -> None:
+    def __init__(self, parent: QWidget | None = None, *, for_files: bool = False) -> None:
         super().__init__(parent)
         self._cards: dict[str, ModelCard] = {card.key: card for card in list_cards()}
         self._estimate: NoiseEstimate | None = None
@@ -289,29 +304,49 @@ class DiffusionForm(QWidget):
         self.set_values(FormValues())
         self._connect()
         self._on_kind_changed()
+        self._on_outputs_changed()
+        if for_files:
+            self._hide_layers()
+
+    def _hide_layers(self) -> None:
+        for row in (self.layer, self.layer_info, self._outputs_title, self._outputs_grid):
+            self._rows.setRowVisible(row, False)
+        self._advanced_rows.setRowVisible(self.map_step, False)
+        self.estimate_button.hide()
 
     def _make_controls(self) -> None:
         self.layer = Choice({})
         self.layer_info = Note()
-        self.model = Choice({key: card.title for key, card in self._cards.items()})
+        titles = {key: card.title for key, card in self._cards.items()}
+        self.model = Choice({DEFAULT_MODEL: "Automatic", **titles})
         self.model_info = Note()
         self.noise_kind = Choice(NOISE_TITLES)
         self.estimate_button = QPushButton("Estimate")
         self.noise_sigma = NumberBox(0.0, LARGEST_NUMBER)
+        self.correlation_length = NumberBox(0.0, 50.0)
         self.gain = NumberBox(1 / LARGEST_NUMBER, LARGEST_NUMBER)
         self.offset = NumberBox(-LARGEST_NUMBER, LARGEST_NUMBER)
+        self._noise_boxes = {
+            "noise_sigma": self.noise_sigma,
+            "correlation_length": self.correlation_length,
+            "gain": self.gain,
+            "offset": self.offset,
+        }
         self.noise_info = Note()
         self.noise_plot = NoisePlot()
         self.iterations = NumberBox(0, MAX_ITERATIONS, is_whole=True, start=20)
         self.denoised = QCheckBox("Denoised")
         self.residual = QCheckBox("Residual")
         self.diffusivity = QCheckBox("Diffusivity")
+        self.orientation = QCheckBox("Orientation")
+        self._outputs = self.denoised, self.residual, self.diffusivity, self.orientation
         self.advanced_button = QPushButton()
         self.advanced_button.setCheckable(True)
         # A heading that opens, not a button that stays pressed.
         self.advanced_button.setStyleSheet(
             "QPushButton { text-align: left; padding: 4px 0px; }"
             "QPushButton, QPushButton:checked { background: transparent; }"
+            "QPushButton:disabled { border: none; }"
         )
         self.advanced = QWidget()
         tiny = 1 / LARGEST_NUMBER
@@ -324,6 +359,7 @@ class DiffusionForm(QWidget):
         self.noise_scope = Choice(SCOPE_TITLES)
         self.device = Choice(DEVICE_TITLES)
         self.tile = NumberBox(SMALLEST_TILE, LARGEST_TILE, is_whole=True, start=512)
+        self.map_step = NumberBox(1, MAX_ITERATIONS, is_whole=True, empty="last")
 
     def _lay_out(self) -> None:
         noise_row = QHBoxLayout()
@@ -331,12 +367,14 @@ class DiffusionForm(QWidget):
         noise_row.setSpacing(6)
         noise_row.addWidget(self.noise_kind, 1)
         noise_row.addWidget(self.estimate_button)
-        outputs = QHBoxLayout()
+        self._outputs_title = QLabel("Layers to show")
+        outputs = self._outputs_grid = QGridLayout()
         outputs.setContentsMargins(0, 0, 0, 0)
-        outputs.setSpacing(12)
-        for box in (self.denoised, self.residual, self.diffusivity):
-            outputs.addWidget(box)
-        outputs.addStretch()
+        outputs.setHorizontalSpacing(12)
+        outputs.setVerticalSpacing(4)
+        for at, box in enumerate(self._outputs):
+            outputs.addWidget(box, *divmod(at, 2))
+        outputs.setColumnStretch(1, 1)
 
         self._rows = _form_layout()
         self._rows.setContentsMargins(0, 0, 0, 0)
@@ -346,12 +384,13 @@ class DiffusionForm(QWidget):
         self._rows.addRow(self.model_info)
         self._rows.addRow("Noise", noise_row)
         self._rows.addRow("Level", self.noise_sigma)
+        self._rows.addRow("Correlation", self.correlation_length)
         self._rows.addRow("Gain", self.gain)
         self._rows.addRow("Offset", self.offset)
         self._rows.addRow(self.noise_info)
         self._rows.addRow(self.noise_plot)
         self._rows.addRow("Iterations", self.iterations)
-        self._rows.addRow(QLabel("Layers to show"))
+        self._rows.addRow(self._outputs_title)
         self._rows.addRow(outputs)
 
         self._advanced_rows = _form_layout()
@@ -365,6 +404,7 @@ class DiffusionForm(QWidget):
         self._advanced_rows.addRow("Noise of", self.noise_scope)
         self._advanced_rows.addRow("Device", self.device)
         self._advanced_rows.addRow("Tile size", self.tile)
+        self._advanced_rows.addRow("Maps of step", self.map_step)
         self.advanced.setLayout(self._advanced_rows)
 
         column = QVBoxLayout(self)
@@ -384,12 +424,18 @@ class DiffusionForm(QWidget):
             self.model: "How the diffusivity, which decides where is smoothed, is computed.",
             self.noise_kind: (
                 "What the noise is like.\nAutomatic: found from the data.\nGaussian: equally "
-                "strong everywhere (MRI, CT).\nPoisson–Gaussian: grows with the intensity "
-                "(photon counts)."
+                "strong everywhere (EM).\nPoisson–Gaussian: grows with the intensity "
+                "(photon counts).\nRician: of magnitude images, weaker in the air (MRI).\n"
+                "Correlated: shared by neighbouring pixels (CT, interpolated images)."
             ),
             self.estimate_button: "Find the noise model from the layer's data.",
             self.noise_sigma: (
                 f"Standard deviation of the noise, in layer units; 0 is no noise.\n{automatic}"
+            ),
+            self.correlation_length: (
+                "How far the noise is correlated, in pixels: the standard deviation of the "
+                "Gaussian filter that would correlate white noise so. It is noted with the result "
+                "and doesn't change it.\nEmpty: found from the data, or 1."
             ),
             self.gain: f"Layer units per photon or electron: variance = gain · u + offset."
             f"\n{automatic}",
@@ -404,8 +450,14 @@ class DiffusionForm(QWidget):
                 "else."
             ),
             self.diffusivity: (
-                "Show the diffusivity of the last iteration, without unit: 1 where it smoothed "
-                "freely, 0 across edges."
+                "Show the diffusivity, without unit: 1 where it smoothed freely, 0 across edges."
+            ),
+            self.orientation: (
+                "Show the direction that was smoothed along most, in degrees from the horizontal, "
+                "counter-clockwise.\nRed: horizontal, 0°. Yellow-green: rising to the right, 45°. "
+                "Cyan: vertical, 90°. Violet: falling to the right, 135°. Transparent: about "
+                "equally in all directions.\nOnly the Conductance U-Nets tell slanting directions; "
+                "the other models tell horizontal from vertical."
             ),
             self.contrast: (
                 "Contrast parameter K, in standard deviations of the noise: steeper edges are "
@@ -431,6 +483,10 @@ class DiffusionForm(QWidget):
                 "Edge length of the tiles that large slices are cut into, in pixels. The result "
                 "doesn't depend on it.\nEmpty: as large as the memory allows."
             ),
+            self.map_step: (
+                "Which iteration the layers Diffusivity and Orientation show, counted from 1.\n"
+                "Empty: the last."
+            ),
         }
         for control, tip in tips.items():
             control.setToolTip(tip)
@@ -439,8 +495,8 @@ class DiffusionForm(QWidget):
                 if label is not None:
                     label.setToolTip(tip)
         for at in range(self.model.count()):
-            card = self._cards[self.model.itemData(at)]
-            self.model.setItemData(at, card.summary, Qt.ItemDataRole.ToolTipRole)
+            summary = self._summary(self.model.itemData(at))
+            self.model.setItemData(at, summary, Qt.ItemDataRole.ToolTipRole)
         self.noise_plot.setToolTip(
             "Dots: noise measured in the image, larger where more of the image stands behind it. "
             "Line: the noise model in use."
@@ -453,7 +509,7 @@ class DiffusionForm(QWidget):
             choice.currentIndexChanged.connect(self._on_kind_changed)
         for choice in (self.layer, self.function, self.noise_scope, self.device):
             choice.currentIndexChanged.connect(self._on_edited)
-        for box in (self.noise_sigma, self.gain, self.offset):
+        for box in self._noise_boxes.values():
             box.changed.connect(self._on_noise_edited)
         for box in (
             self.iterations,
@@ -462,10 +518,11 @@ class DiffusionForm(QWidget):
             self.stopping_time,
             self.presmooth_sigma,
             self.tile,
+            self.map_step,
         ):
             box.changed.connect(self._on_edited)
-        for check in (self.denoised, self.residual, self.diffusivity):
-            check.toggled.connect(self._on_edited)
+        for check in self._outputs:
+            check.toggled.connect(self._on_outputs_changed)
 
     # --- values -----------------------------------------------------------------------------------
 
@@ -476,6 +533,7 @@ class DiffusionForm(QWidget):
             noise_kind=self.noise_kind.key(),
             noise_scope=self.noise_scope.key(),
             noise_sigma=self.noise_sigma.value(),
+            correlation_length=self.correlation_length.value(),
             gain=self.gain.value(),
             offset=self.offset.value(),
             iterations=self.iterations.whole_value(),
@@ -487,11 +545,8 @@ class DiffusionForm(QWidget):
             presmooth_sigma=self.presmooth_sigma.value(),
             device=self.device.key(),
             tile=self.tile.whole_value(),
-            outputs=Outputs(
-                self.denoised.isChecked(),
-                self.residual.isChecked(),
-                self.diffusivity.isChecked(),
-            ),
+            outputs=Outputs(*(check.isChecked() for check in self._outputs)),
+            map_step=self.map_step.whole_value(),
         )
 
     def set_values(self, values: FormValues) -> None:
@@ -501,6 +556,7 @@ class DiffusionForm(QWidget):
             self.noise_kind.set_key(values.noise_kind)
             self.noise_scope.set_key(values.noise_scope)
             self.noise_sigma.set_value(values.noise_sigma)
+            self.correlation_length.set_value(values.correlation_length)
             self.gain.set_value(values.gain)
             self.offset.set_value(values.offset)
             self.iterations.set_value(values.iterations)
@@ -515,6 +571,8 @@ class DiffusionForm(QWidget):
             self.denoised.setChecked(values.outputs.denoised)
             self.residual.setChecked(values.outputs.residual)
             self.diffusivity.setChecked(values.outputs.diffusivity)
+            self.orientation.setChecked(values.outputs.orientation)
+            self.map_step.set_value(values.map_step)
 
     def set_layers(self, names: dict[Any, str], chosen: Any) -> None:
         """List the layers that can be chosen, by their ids.
@@ -568,23 +626,19 @@ class DiffusionForm(QWidget):
     def adopt_estimate(self, estimate: NoiseEstimate) -> None:
         """Fill the boxes that are shown with the noise that the user has asked to estimate."""
         with self._updating():
-            kind, model = self.noise_kind.key(), estimate.model
-            if kind == "gaussian" and isinstance(model, Gaussian):
-                self.noise_sigma.set_value(float(f"{model.noise_sigma:.4g}"))
-            elif kind == "poisson-gaussian" and isinstance(model, PoissonGaussian):
-                self.gain.set_value(float(f"{model.gain:.4g}"))
-                self.offset.set_value(float(f"{model.offset:.4g}"))
+            if estimate.model.key == self.noise_kind.key():
+                for name, value in estimate.model.to_dict().items():
+                    if name in self._noise_boxes:
+                        self._noise_boxes[name].set_value(float(f"{value:.4g}"))
         self._on_edited()
 
     def _show_automatic(self, config: DiffusionConfig | None) -> None:
         noise = config.noise if config is not None else None
-        gaussian = noise if isinstance(noise, Gaussian) else None
-        poisson = noise if isinstance(noise, PoissonGaussian) else None
-        self.noise_sigma.show_automatic(gaussian.noise_sigma if gaussian else None)
-        self.gain.show_automatic(poisson.gain if poisson else None)
-        self.offset.show_automatic(poisson.offset if poisson else None)
+        for name, box in self._noise_boxes.items():
+            box.show_automatic(getattr(noise, name, None))
         for box, value in (
             (self.iterations, config.iterations if config else None),
+            (self.map_step, config.iterations if config else None),
             (self.contrast, config.contrast if config else None),
             (self.tau, config.tau if config else None),
             (self.stopping_time, config.stopping_time if config else None),
@@ -629,6 +683,10 @@ class DiffusionForm(QWidget):
         if not self._is_updating:
             self.changed.emit()
 
+    def _on_outputs_changed(self) -> None:
+        self.map_step.setEnabled(self.diffusivity.isChecked() or self.orientation.isChecked())
+        self._on_edited()
+
     def _on_noise_edited(self) -> None:
         if not self._is_updating:
             self._show_noise()
@@ -637,18 +695,32 @@ class DiffusionForm(QWidget):
     def _on_kind_changed(self) -> None:
         """Show the controls that apply to the model, the noise and the scheme."""
         values = self.values()
-        self._rows.setRowVisible(self.noise_sigma, values.noise_kind == "gaussian")
-        self._rows.setRowVisible(self.gain, values.noise_kind == "poisson-gaussian")
-        self._rows.setRowVisible(self.offset, values.noise_kind == "poisson-gaussian")
-        classical = values.is_classical
-        fed = classical and values.scheme == "fed"
-        for control in (self.contrast, self.function, self.scheme, self.presmooth_sigma):
-            self._advanced_rows.setRowVisible(control, classical)
+        noise = NOISE_MODELS.get(values.noise_kind)
+        for name, noise_box in self._noise_boxes.items():
+            takes_it = noise is not None and name in noise.parameters()
+            self._rows.setRowVisible(noise_box, takes_it)
+        own = values.model_settings
+        fed = "scheme" in own and values.scheme == "fed"
+        for name in ("contrast", "function", "scheme", "presmooth_sigma"):
+            self._advanced_rows.setRowVisible(getattr(self, name), name in own)
         self._advanced_rows.setRowVisible(self.tau, not fed)
         self._advanced_rows.setRowVisible(self.stopping_time, fed)
-        self.model_info.show_text(self._cards[values.model].summary)
+        for box in (self.iterations, self.map_step):
+            box.set_maximum(self._most_iterations(values.model))
+        self.model_info.show_text(self._summary(values.model))
         self._show_noise()
         self._on_edited()
+
+    def _most_iterations(self, model: str) -> int:
+        keys = (BEST_MODEL, FAST_MODEL) if model == DEFAULT_MODEL else (model,)
+        return min(self._cards[key].most_iterations or MAX_ITERATIONS for key in keys)
+
+    def _summary(self, model: str) -> str:
+        """What a model is for, in a sentence."""
+        if model != DEFAULT_MODEL:
+            return self._cards[model].summary
+        best, fast = self._cards[BEST_MODEL].title, self._cards[FAST_MODEL].title
+        return f"The best model for this computer: {best} on a GPU, {fast} on the CPU."
 
     def _on_advanced_toggled(self, is_open: bool) -> None:
         self.advanced_button.setText("▾  Advanced" if is_open else "▸  Advanced")

@@ -6,23 +6,29 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from napari_learned_diffusion.config import (
+    DEFAULT_MODEL,
     Device,
     DiffusionConfig,
     Function,
+    MapsConfig,
     NoiseChoice,
     NoiseScope,
     SchemeName,
     TilingConfig,
 )
-from napari_learned_diffusion.core.noise import Gaussian, NoiseModel, PoissonGaussian
+from napari_learned_diffusion.core.noise import (
+    Correlated,
+    Gaussian,
+    NoiseModel,
+    PoissonGaussian,
+    Rician,
+)
+from napari_learned_diffusion.core.zoo import card
 from napari_learned_diffusion.widgets._layers import Source
 
 if TYPE_CHECKING:
     from napari_learned_diffusion.core.noise_estimation import NoiseEstimate
     from napari_learned_diffusion.jobs.denoise import Prepared
-
-CLASSICAL_MODEL = "perona-malik"
-"""The one model whose diffusivity has parameters to set; the others have learned theirs."""
 
 _DEFAULT = DiffusionConfig()
 
@@ -40,17 +46,25 @@ class Outputs:
     residual
         What has been taken away: input minus result.
     diffusivity
-        Diffusivity of the last iteration, 0 (an edge) to 1 (smoothed freely).
+        Diffusivity of one step, 0 (an edge) to 1 (smoothed freely).
+    orientation
+        Orientation of strongest diffusion in that step, in degrees from 0 to 180.
     """
 
     denoised: bool = True
     residual: bool = False
     diffusivity: bool = False
+    orientation: bool = False
 
     @property
     def any(self) -> bool:
         """Whether there is anything to show."""
-        return self.denoised or self.residual or self.diffusivity
+        return self.denoised or self.residual or self.has_maps
+
+    @property
+    def has_maps(self) -> bool:
+        """Whether there is anything to show that belongs to one step."""
+        return self.diffusivity or self.orientation
 
 
 @dataclass(frozen=True)
@@ -64,13 +78,17 @@ class FormValues:
     noise_scope
         Whether the noise is estimated once for the stack or for each slice.
     noise_sigma
-        Level of Gaussian noise, in layer units.
+        Level of Gaussian, Rician or correlated noise, in layer units; 0 is no noise.
+    correlation_length
+        Of correlated noise, in pixels.
     gain, offset
         Of Poisson-Gaussian noise, in layer units and their square.
     tile
         Edge length of a tile, in pixels.
     outputs
         The layers to show.
+    map_step
+        The step that diffusivity and orientation are of, counted from 1; ``None`` is the last.
 
     The others are fields of `DiffusionConfig` of the same name.
     """
@@ -79,6 +97,7 @@ class FormValues:
     noise_kind: NoiseChoice = _DEFAULT.noise_kind
     noise_scope: NoiseScope = _DEFAULT.noise_scope
     noise_sigma: float | None = None
+    correlation_length: float | None = None
     gain: float | None = None
     offset: float | None = None
     iterations: int | None = _DEFAULT.iterations
@@ -91,19 +110,25 @@ class FormValues:
     device: Device = _DEFAULT.device
     tile: int | None = TilingConfig().tile
     outputs: Outputs = field(default_factory=Outputs)
+    map_step: int | None = MapsConfig().step
 
     @property
-    def is_classical(self) -> bool:
-        """Whether the model has parameters of its own to set."""
-        return self.model == CLASSICAL_MODEL
+    def model_settings(self) -> frozenset[str]:
+        """The settings that the model has and others haven't."""
+        return frozenset() if self.model == DEFAULT_MODEL else card(self.model).settings
 
     def noise(self) -> NoiseModel | None:
         """The noise model that the form gives, ``None`` if it is to be estimated."""
-        if self.noise_kind == "gaussian" and self.noise_sigma is not None:
-            return Gaussian(self.noise_sigma)
         if self.noise_kind == "poisson-gaussian" and self.gain is not None:
             return PoissonGaussian(self.gain, self.offset or 0.0)
-        return None
+        if self.noise_kind in ("auto", "poisson-gaussian") or self.noise_sigma is None:
+            return None
+        if self.noise_kind == "correlated":
+            length = self.correlation_length
+            return Correlated(self.noise_sigma, *([] if length is None else [length]))
+        if self.noise_kind == "rician" and self.noise_sigma > 0:
+            return Rician(self.noise_sigma)
+        return Gaussian(self.noise_sigma)
 
     def config(self) -> DiffusionConfig:
         """The settings. What doesn't apply to the model and the scheme keeps its default.
@@ -122,20 +147,15 @@ class FormValues:
             noise_scope=self.noise_scope if noise is None else _DEFAULT.noise_scope,
             device=self.device,
         )
-        if self.is_classical:
-            config = config.with_(
-                contrast=self.contrast,
-                function=self.function,
-                scheme=self.scheme,
-                presmooth_sigma=self.presmooth_sigma,
-            )
+        own = self.model_settings - {"stopping_time"}
+        config = config.with_(**{name: getattr(self, name) for name in own})
         if config.scheme == "fed":
             return config.with_(stopping_time=self.stopping_time)
         return config.with_(tau=self.tau)
 
     def with_automatic_noise(self) -> FormValues:
         """The same values with the noise of the same kind to be estimated."""
-        return replace(self, noise_sigma=None, gain=None, offset=None)
+        return replace(self, noise_sigma=None, correlation_length=None, gain=None, offset=None)
 
     def tiling(self) -> TilingConfig:
         """How planes are cut.
@@ -147,6 +167,12 @@ class FormValues:
         """
         return TilingConfig(tile=self.tile)
 
+    def maps(self) -> MapsConfig:
+        """The maps of the diffusion that are asked for, and their step."""
+        shown = self.outputs
+        step = self.map_step if shown.has_maps else None
+        return MapsConfig(shown.diffusivity, shown.orientation, step)
+
 
 @dataclass(frozen=True, eq=False)
 class Request:
@@ -156,7 +182,7 @@ class Request:
     ----------
     source
         The layer.
-    config, tiling, outputs
+    config, tiling, outputs, maps
         The settings.
     known
         What has been found out before, so that a live preview doesn't estimate it anew.
@@ -166,6 +192,7 @@ class Request:
     config: DiffusionConfig
     tiling: TilingConfig
     outputs: Outputs
+    maps: MapsConfig
     known: Known
 
     @property
@@ -283,4 +310,4 @@ def make_request(values: FormValues, source: Source, findings: Findings) -> Requ
     """
     config = values.config()
     known = findings.known(source, config)
-    return Request(source, config, values.tiling(), values.outputs, known)
+    return Request(source, config, values.tiling(), values.outputs, values.maps(), known)

@@ -15,9 +15,12 @@ from napari.layers import Image, Labels, Layer
 from numpy.typing import NDArray
 
 from napari_learned_diffusion.core.errors import InvalidImageError
+from napari_learned_diffusion.files._napari import volume_of_layer
 
 if TYPE_CHECKING:
     from napari.components import Dims
+
+    from napari_learned_diffusion.files import Volume
 
 MARK = "napari-learned-diffusion"
 """Key in a layer's metadata under which a result says where it comes from."""
@@ -299,6 +302,19 @@ def read(layer: Layer, dims: Dims) -> Source:
         metadata=dict(layer.metadata),
         path=str(layer.source.path or ""),
     )
+
+
+def as_volume(layer: Layer) -> Volume:
+    """A layer as an image file would give it: its pixels, not copied, and what its axes mean.
+
+    Raises
+    ------
+    InvalidImageError
+        if the layer can't be denoised.
+    """
+    image = check(layer)
+    _, attributes, _ = image.as_layer_data_tuple()  # type: ignore[no-untyped-call]
+    return volume_of_layer(str(layer.name), image.data, attributes)
 
 
 def _as_array(data: Any) -> Any:

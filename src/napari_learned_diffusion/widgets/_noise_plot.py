@@ -91,7 +91,8 @@ class NoisePlot(pg.GraphicsView):  # type: ignore[misc]
             margin = 0.05 * (high - low) or 1.0
             u = np.linspace(low - margin, high + margin, 200)
             sigma = np.sqrt(model.variance(u))
-            self._line.setData(u, sigma)
+            # Dots lie at the mean of noisy intensities, which may be off the true one.
+            self._line.setData(model.mean(u), sigma)
             top = max(top, float(np.max(sigma)))
         # From 0, so that a nearly constant noise looks nearly constant.
         self._box.setYRange(0.0, (1.15 * top) or 1.0, padding=0)

@@ -110,6 +110,8 @@ class Runner(QObject):
     started = Signal()
     progressed = Signal(object, object)
     """The latest `Progress`, and the list of the indices of planes finished since the last time."""
+    reported = Signal(object)
+    """Every `Progress` with an index since the last time, in a list, right after `progressed`."""
     succeeded = Signal(object)
     failed = Signal(object)
     cancelled = Signal()
@@ -125,7 +127,7 @@ class Runner(QObject):
         self._worker: _Worker | None = None
         self._activity: _ActivityProgress | None = None
         self._latest: Progress | None = None
-        self._planes: list[tuple[int, ...]] = []
+        self._news: list[Progress] = []
         self._shown: Progress | None = None
         self._is_settled = True
         self._is_shut_down = False
@@ -191,7 +193,7 @@ class Runner(QObject):
             return
         self._running = task
         self._is_settled = False
-        self._latest, self._planes = None, []
+        self._latest, self._news = None, []
         self.started.emit()
         if self._in_activity_dock:
             # napari processes events in here, so the viewer may be gone when it returns.
@@ -223,7 +225,7 @@ class Runner(QObject):
     def _on_yielded(self, progress: Progress) -> None:
         self._latest = progress
         if progress.index is not None:
-            self._planes.append(progress.index)
+            self._news.append(progress)
 
     def _on_tick(self) -> None:
         self._report()
@@ -236,10 +238,11 @@ class Runner(QObject):
 
     def _report(self) -> None:
         progress, self._latest = self._latest, None
-        planes, self._planes = self._planes, []
+        news, self._news = self._news, []
         if progress is not None and self._is_wanted():
             self._shown = progress
-            self.progressed.emit(progress, planes)
+            self.progressed.emit(progress, [new.index for new in news])
+            self.reported.emit(news)
 
     def _on_returned(self, outcome: _Outcome) -> None:
         self._report()

@@ -45,7 +45,7 @@ class Answer:
         What they became for what was denoised.
     report
         Seconds, noise, drift and range.
-    denoised, residual, diffusivity
+    denoised, residual, diffusivity, orientation, anisotropy
         Arrays of the shape of the slice or of the whole layer; ``None`` if not asked for.
     """
 
@@ -56,6 +56,8 @@ class Answer:
     denoised: Any
     residual: Any
     diffusivity: NDArray[np.float32] | None
+    orientation: NDArray[np.float32] | None
+    anisotropy: NDArray[np.float32] | None
 
 
 def estimate(request: Request, load: Callable[[], Any] = load_jobs) -> Job[Estimate]:
@@ -104,11 +106,12 @@ def denoise_slice(
         spacing=request.source.spacing,
         tiling=request.tiling,
         prepared=used,
-        want_diffusivity=request.outputs.diffusivity,
+        maps=request.maps,
         measure=measure,
     )
     residual = _subtract(plane, result.image) if request.outputs.residual else None
-    return Answer(request, whole, used, result.report, result.image, residual, result.diffusivity)
+    maps = result.diffusivity, result.orientation, result.anisotropy
+    return Answer(request, whole, used, result.report, result.image, residual, *maps)
 
 
 def denoise_stack(
@@ -129,13 +132,14 @@ def denoise_stack(
         spacing=source.spacing,
         tiling=request.tiling,
         prepared=whole,
-        want_diffusivity=request.outputs.diffusivity,
+        maps=request.maps,
         out=out,
     )
     residual = None
     if request.outputs.residual:
         residual = yield from _stack_residual(source, out)
-    return Answer(request, whole, whole, result.report, out, residual, result.diffusivity)
+    maps = result.diffusivity, result.orientation, result.anisotropy
+    return Answer(request, whole, whole, result.report, out, residual, *maps)
 
 
 def _blank(source: Source) -> float:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import PurePath
@@ -16,8 +15,7 @@ from napari.layers import Image, Labels, Layer
 from napari.utils.notifications import show_error
 from napari.utils.theme import get_theme
 from numpy.typing import NDArray
-from qtpy.QtCore import QEvent, Qt, QTimer
-from qtpy.QtGui import QHideEvent
+from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import (
     QApplication,
     QCheckBox,
@@ -28,13 +26,14 @@ from qtpy.QtWidgets import (
     QPushButton,
     QScrollArea,
     QVBoxLayout,
-    QWidget,
 )
 
+from napari_learned_diffusion.config import MapsConfig
 from napari_learned_diffusion.core.errors import LearnedDiffusionError
 from napari_learned_diffusion.recipe import as_python, as_shell
 from napari_learned_diffusion.widgets import _tasks
 from napari_learned_diffusion.widgets._controls import Colours, DiffusionForm, Note
+from napari_learned_diffusion.widgets._dock import DockedWidget, explain, shut_down
 from napari_learned_diffusion.widgets._form import Findings, Request, make_request
 from napari_learned_diffusion.widgets._layers import (
     MARK,
@@ -66,16 +65,20 @@ RESIDUAL_LIMIT = 4.0
 
 DIFFUSIVITY_COLORMAP = "inferno"
 
-STACKING_ORDER = ("diffusivity", "residual", "denoised", "preview")
+ORIENTATION_COLORMAP = "hsv"
+ORIENTATION_LIMITS = (0.0, 180.0)
+"""In degrees."""
+CLEAR_ANISOTROPY = 0.2
+"""Below it there is no orientation worth a colour: the map is transparent there."""
+
+STACKING_ORDER = ("diffusivity", "orientation", "residual", "denoised", "preview")
 """Results from the lowest layer to the highest: what is looked at first is on top."""
 
 PACKAGES = ("napari-learned-diffusion", "napari", "numpy", "torch")
 """Packages whose versions a result notes down."""
 
-_log = logging.getLogger(__name__)
 
-
-class DenoiseWidget(QWidget):
+class DenoiseWidget(DockedWidget):
     """Denoise an image layer by diffusion.
 
     Parameters
@@ -210,7 +213,7 @@ class DenoiseWidget(QWidget):
         for event in (dims.current_step, dims.order, dims.ndisplay):
             event.connect(self._on_view)
         self._viewer.events.theme.connect(self._on_theme)
-        self.destroyed.connect(partial(_shut_down, self._runners))
+        self.destroyed.connect(partial(shut_down, self._runners))
 
     def _on_advanced(self, is_open: bool) -> None:
         if is_open:
@@ -225,24 +228,7 @@ class DenoiseWidget(QWidget):
         """Whether a run, a preview or an estimate is on, or a preview about to start."""
         return self._preview_timer.isActive() or not all(r.is_idle for r in self._runners)
 
-    def changeEvent(self, event: QEvent | None) -> None:
-        super().changeEvent(event)
-        if event is not None and event.type() == QEvent.Type.ParentChange and not self.parent():
-            # The dock was closed: napari lets go of the widget and leaves it to Python.
-            self._leave()
-
-    def hideEvent(self, event: QHideEvent | None) -> None:
-        super().hideEvent(event)
-        if event is not None and not event.spontaneous():
-            # Not at once: a dock that is about to float is hidden for a moment, too.
-            QTimer.singleShot(0, self._leave_with_window)
-
-    def _leave_with_window(self) -> None:
-        window = self.window()
-        if window is None or not window.isVisible():
-            self._leave()
-
-    def _leave(self) -> None:
+    def leave(self) -> None:
         """Stop everything and leave no preview behind, because dock or window were closed."""
         self.live_preview.setChecked(False)
         for runner in self._runners:
@@ -437,7 +423,7 @@ class DenoiseWidget(QWidget):
 
     def _on_run_failed(self, error: Exception) -> None:
         self._roll_back()
-        self._fail(_explain(error))
+        self._fail(explain(error))
 
     def _on_run_cancelled(self) -> None:
         self._roll_back()
@@ -499,8 +485,14 @@ class DenoiseWidget(QWidget):
 
         is_alone = not request.outputs.denoised
         if answer.diffusivity is not None:
-            look = {"colormap": DIFFUSIVITY_COLORMAP, "contrast_limits": (0.0, 1.0)}
+            # Long edges, of which some models have steps, diffuse faster than at 1.
+            highest = float(np.fmax.reduce(answer.diffusivity, axis=None, initial=1.0))
+            look = {"colormap": DIFFUSIVITY_COLORMAP, "contrast_limits": (0.0, highest)}
             show("diffusivity", answer.diffusivity, look, is_alone)
+        if answer.orientation is not None and answer.anisotropy is not None:
+            clear = np.where(answer.anisotropy < CLEAR_ANISOTROPY, np.nan, answer.orientation)
+            look = {"colormap": ORIENTATION_COLORMAP, "contrast_limits": ORIENTATION_LIMITS}
+            show("orientation", clear, look, is_alone)
         if answer.residual is not None:
             limit = RESIDUAL_LIMIT * answer.report.noise_before
             limit = limit if np.isfinite(limit) and limit > 0 else 1.0
@@ -585,6 +577,7 @@ class DenoiseWidget(QWidget):
         if request is None or request.source.slice_problem:
             self._remove_preview()
             return
+        request = replace(request, maps=MapsConfig())  # only the result is shown
         self._preview.submit(
             partial(_tasks.denoise_slice, request, self._load_jobs, measure=False), "Live preview"
         )
@@ -623,7 +616,7 @@ class DenoiseWidget(QWidget):
     def _on_preview_failed(self, error: Exception) -> None:
         # In the widget only: with a popup for each position of the slider nobody could work.
         self._remove_preview()
-        self.status.show_error(_explain(error))
+        self.status.show_error(explain(error))
 
     def _remove_preview(self) -> None:
         layer_id, self._preview_id = self._preview_id, None
@@ -659,7 +652,7 @@ class DenoiseWidget(QWidget):
         self._show_findings()
 
     def _on_estimation_failed(self, error: Exception) -> None:
-        self._fail(_explain(error))
+        self._fail(explain(error))
 
     # --- copying ----------------------------------------------------------------------------------
 
@@ -695,19 +688,6 @@ class DenoiseWidget(QWidget):
             self.status.show_text(f"Copied the settings as {what}.")
 
 
-def _shut_down(runners: tuple[Runner, ...], *_: object) -> None:
-    for runner in runners:
-        runner.shut_down()
-
-
-def _explain(error: Exception) -> str:
-    """An error in words; of one that isn't ours the log gets the traceback."""
-    if isinstance(error, LearnedDiffusionError):
-        return str(error)
-    _log.error("A job has failed.", exc_info=error)
-    return f"Something went wrong: {type(error).__name__}: {error}"
-
-
 def _details(answer: Answer, index: tuple[int, ...] | None) -> dict[str, Any]:
     """How a result came about, for its metadata: plain values that any writer can keep."""
     config = answer.used.config
@@ -720,6 +700,8 @@ def _details(answer: Answer, index: tuple[int, ...] | None) -> dict[str, Any]:
     }
     if index:
         details["slice"] = index
+    if answer.request.maps.step is not None:
+        details["map_step"] = answer.request.maps.step
     return details
 
 

@@ -1,0 +1,53 @@
+"""What the docked widgets share: how they notice that they are closed, and how they tell errors."""
+
+from __future__ import annotations
+
+import logging
+
+from qtpy.QtCore import QEvent, QTimer
+from qtpy.QtGui import QHideEvent
+from qtpy.QtWidgets import QWidget
+
+from napari_learned_diffusion.core.errors import LearnedDiffusionError
+from napari_learned_diffusion.widgets._runner import Runner
+
+_log = logging.getLogger(__name__)
+
+
+class DockedWidget(QWidget):
+    """A widget that is told when its dock or its window is closed."""
+
+    def leave(self) -> None:
+        """Stop everything: dock or window were closed."""
+        raise NotImplementedError
+
+    def changeEvent(self, event: QEvent | None) -> None:
+        super().changeEvent(event)
+        if event is not None and event.type() == QEvent.Type.ParentChange and not self.parent():
+            # The dock was closed: napari lets go of the widget and leaves it to Python.
+            self.leave()
+
+    def hideEvent(self, event: QHideEvent | None) -> None:
+        super().hideEvent(event)
+        if event is not None and not event.spontaneous():
+            # Not at once: a dock that is about to float is hidden for a moment, too.
+            QTimer.singleShot(0, self._leave_with_window)
+
+    def _leave_with_window(self) -> None:
+        window = self.window()
+        if window is None or not window.isVisible():
+            self.leave()
+
+
+def shut_down(runners: tuple[Runner, ...], *_: object) -> None:
+    """Stop runners for good; for the signal that their owner is destroyed."""
+    for runner in runners:
+        runner.shut_down()
+
+
+def explain(error: Exception) -> str:
+    """An error in words; of one that isn't ours the log gets the traceback."""
+    if isinstance(error, LearnedDiffusionError):
+        return str(error)
+    _log.error("A job has failed.", exc_info=error)
+    return f"Something went wrong: {type(error).__name__}: {error}"
