@@ -88,7 +88,7 @@ def train(
         Arguments of the model other than its defaults.
     start
         Weights of the same model to begin with, in place of random ones. They must be of the same
-        architecture.
+        architecture, but may have fewer looks: the others begin anew.
     resume
         Whether to go on from a checkpoint that is there already.
     every
@@ -153,13 +153,15 @@ def train(
 
 
 def _begin_with(start: Path, made: LearnedDiffusivity) -> dict[str, torch.Tensor]:
-    """The parameters of a weights file that fits a model."""
+    """The parameters of a weights file that fits a model; looks that it hasn't begin anew."""
     found = read_model(start, type(made))
-    if found.architecture != made.architecture:
+    differing = {k for k, v in made.architecture.items() if found.architecture.get(k) != v}
+    fewer = found.architecture.get("looks", 0) < made.architecture.get("looks", 0)
+    if differing - ({"looks"} if fewer else set()):
         raise InvalidSettingError(
             f"{start} is of the architecture {found.architecture}, not of {made.architecture}."
         )
-    return found.state_dict()
+    return made.state_dict() | found.state_dict()
 
 
 def _digest(start: Path) -> str:

@@ -161,8 +161,12 @@ class _Look(nn.Module):
         self.merge_fine = nn.Sequential(*(_Block(a) for _ in range(depth)))
         self.head = nn.Conv2d(a, 4 * _EDGES * steps, 1)
         # Little diffusion to begin with: where the limiter rules, there is little to learn from.
+        # Later looks begin with hardly any: they would spoil what the first ones have made, and
+        # training would switch them off altogether, for good.
         assert self.head.bias is not None
-        nn.init.constant_(self.head.bias, -2.0)
+        nn.init.constant_(self.head.bias, -4.0 if again else -2.0)
+        if again:
+            nn.init.normal_(self.head.weight, std=0.1 * width**-0.5)
 
     def forward(self, seen: Tensor, carried: Tensor | None) -> tuple[Tensor, Tensor]:
         fine = _contrasts(seen, self.kernels)
