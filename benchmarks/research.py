@@ -127,7 +127,7 @@ def row(name: str, images: TrainingImages, steps: int) -> dict[str, Any]:
     """Train a variant and measure it."""
     variant = VARIANTS[name]
     torch.manual_seed(TRAINING.seed)
-    model = Model(**variant.architecture).to(memory_format=torch.channels_last)
+    model = Model(**{"looks": 2} | variant.architecture).to(memory_format=torch.channels_last)
     variant.change(model)
     config = replace(TRAINING, steps=steps, iterations=model.most_iterations, **variant.training)
     start = time.perf_counter()

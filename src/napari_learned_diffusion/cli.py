@@ -603,18 +603,14 @@ def estimate(
 @app.command()
 def models() -> None:
     """List the models: what each is for, and how many parameters it has learned."""
-    from napari_learned_diffusion.core.zoo import BEST_MODEL, FAST_MODEL, list_cards
+    from napari_learned_diffusion.core.zoo import STANDARD_MODEL, list_cards
 
-    defaults = {
-        BEST_MODEL: " It is the default where there is a GPU.",
-        FAST_MODEL: " It is the default on the CPU.",
-    }
     table = Table(box=None, padding=(0, 2, 1, 0))
     table.add_column("Model", no_wrap=True, style="bold")
     table.add_column("Learned\nparameters", justify="right")
     table.add_column("What it is")
     for card in list_cards():
-        default = defaults.get(card.key, "")
+        default = " It is the default." if card.key == STANDARD_MODEL else ""
         table.add_row(card.key, f"{card.parameters:,}", f"{card.title}. {card.summary}{default}")
     Console().print(table)
 

@@ -19,7 +19,7 @@ from napari_learned_diffusion.core.noise import (
 )
 
 DEFAULT_MODEL = "auto"
-"""The best model for the device, or the one that other settings ask for."""
+"""The best model that there is, or the one that other settings ask for."""
 
 Function = Literal["rational", "exponential"]
 SchemeName = Literal["explicit", "fed"]
@@ -46,7 +46,7 @@ class DiffusionConfig:
     ----------
     model
         Key of the diffusivity; `napari_learned_diffusion.list_models` lists them. ``"auto"``: the
-        best for the device, see `core.zoo.suitable_model`.
+        best that there is, see `core.zoo.suitable_model`.
     iterations
         Number of diffusion steps, at least 0.
     noise

@@ -22,9 +22,8 @@ from napari_learned_diffusion.core.errors import (
     UnknownModelError,
 )
 from napari_learned_diffusion.core.zoo import (
-    BEST_MODEL,
     CLASSICAL_MODEL,
-    FAST_MODEL,
+    STANDARD_MODEL,
     suitable_model,
 )
 from napari_learned_diffusion.jobs import plane_solver
@@ -472,16 +471,15 @@ def test_a_plane_job_takes_planes_only():
 # --- the model that is chosen where none is named -------------------------------------------------
 
 
-def test_the_default_model_follows_the_device_and_the_settings():
+def test_the_default_model_follows_the_settings():
     image = phantom()
-    assert prepare(image, DiffusionConfig(device="cpu")).config.model == FAST_MODEL
+    assert prepare(image, DiffusionConfig(device="cpu")).config.model == STANDARD_MODEL
     classical = DiffusionConfig(device="cpu", contrast=0.5)
     assert prepare(image, classical).config.model == CLASSICAL_MODEL
-    assert suitable_model(DiffusionConfig(), "cuda") == BEST_MODEL
-    assert suitable_model(DiffusionConfig(model="unet"), "cuda") == "unet"
+    assert suitable_model(DiffusionConfig(model="unet")) == "unet"
 
 
 def test_more_iterations_than_a_model_has_are_refused_before_anything_is_done():
-    config = DiffusionConfig(model=FAST_MODEL, iterations=9, device="cpu")
-    with pytest.raises(InvalidSettingError, match="at most 8 iterations"):
+    config = DiffusionConfig(model=STANDARD_MODEL, iterations=5, device="cpu")
+    with pytest.raises(InvalidSettingError, match="at most 4 iterations"):
         prepare(phantom(), config)

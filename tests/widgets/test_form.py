@@ -28,9 +28,8 @@ from napari_learned_diffusion.core.noise import (
 )
 from napari_learned_diffusion.core.noise_estimation import NoiseCurve
 from napari_learned_diffusion.core.zoo import (
-    BEST_MODEL,
     CLASSICAL_MODEL,
-    FAST_MODEL,
+    STANDARD_MODEL,
     card,
     list_cards,
 )
@@ -220,7 +219,7 @@ def test_every_setting_has_a_control() -> None:
 
 def test_every_model_can_be_chosen(form: DiffusionForm) -> None:
     assert form.values().config().model == "auto"
-    assert card(BEST_MODEL).title in form.model_info.text()
+    assert card(STANDARD_MODEL).title in form.model_info.text()
     for model in list_cards():
         form.model.set_key(model.key)
         assert form.values().config().model == model.key
@@ -230,10 +229,10 @@ def test_every_model_can_be_chosen(form: DiffusionForm) -> None:
 def test_no_more_iterations_than_the_model_was_made_for(form: DiffusionForm) -> None:
     form.model.set_key(CLASSICAL_MODEL)
     form.iterations.set_value(40)
-    form.model.set_key(FAST_MODEL)
-    assert form.values().iterations == card(FAST_MODEL).most_iterations == 8
+    form.model.set_key(STANDARD_MODEL)
+    assert form.values().iterations == card(STANDARD_MODEL).most_iterations == 4
     form.iterations.set_value(9)
-    assert form.values().iterations == 8
+    assert form.values().iterations == 4
 
 
 def test_tile_and_outputs(form: DiffusionForm) -> None:

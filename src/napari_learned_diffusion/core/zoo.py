@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from napari_learned_diffusion.config import DiffusionConfig
     from napari_learned_diffusion.core.diffusivity.base import Diffusivity, LearnedDiffusivity
 
-BEST_MODEL, FAST_MODEL, CLASSICAL_MODEL = "conductance-unet", "conductance-unet-s", "perona-malik"
+STANDARD_MODEL, CLASSICAL_MODEL = "conductance-unet-s", "perona-malik"
 
 Learned = TypeVar("Learned", bound="LearnedDiffusivity")
 
@@ -88,17 +88,16 @@ def list_cards() -> list[ModelCard]:
     return [card(key) for key in REGISTRY]
 
 
-def suitable_model(config: DiffusionConfig, device: str) -> str:
-    """The key that ``config.model`` means on a kind of device, such as ``"cpu"``.
+def suitable_model(config: DiffusionConfig) -> str:
+    """The key that ``config.model`` means.
 
-    ``"auto"`` is `FAST_MODEL` on the CPU and `BEST_MODEL` on GPUs; but `CLASSICAL_MODEL` where a
-    setting is given that only it has.
+    ``"auto"`` is `STANDARD_MODEL`, but `CLASSICAL_MODEL` where a setting is given that only it has.
     """
     if config.model != DEFAULT_MODEL:
         return config.model
     if card(CLASSICAL_MODEL).settings & config.changed().keys():
         return CLASSICAL_MODEL
-    return FAST_MODEL if device == "cpu" else BEST_MODEL
+    return STANDARD_MODEL
 
 
 def load_model(config: DiffusionConfig) -> Diffusivity:

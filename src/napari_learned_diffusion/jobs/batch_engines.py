@@ -294,8 +294,8 @@ def settled(config: DiffusionConfig) -> DiffusionConfig:
     from napari_learned_diffusion.core.device import resolve_device
     from napari_learned_diffusion.core.zoo import suitable_model
 
-    device = resolve_device(config.device, config.precision)
-    return config.with_(model=suitable_model(config, device.type))
+    resolve_device(config.device, config.precision)  # better to fail here than in every worker
+    return config.with_(model=suitable_model(config))
 
 
 def weights_of(model: str) -> tuple[Weights | None, str]:

@@ -26,7 +26,7 @@ from qtpy.QtWidgets import (
 
 from napari_learned_diffusion.config import DEFAULT_MODEL, MAX_ITERATIONS, DiffusionConfig
 from napari_learned_diffusion.core.noise import NOISE_MODELS
-from napari_learned_diffusion.core.zoo import BEST_MODEL, FAST_MODEL, list_cards
+from napari_learned_diffusion.core.zoo import STANDARD_MODEL, list_cards
 from napari_learned_diffusion.widgets._form import FormValues, Outputs
 from napari_learned_diffusion.widgets._noise_plot import NoisePlot
 
@@ -712,15 +712,14 @@ class DiffusionForm(QWidget):
         self._on_edited()
 
     def _most_iterations(self, model: str) -> int:
-        keys = (BEST_MODEL, FAST_MODEL) if model == DEFAULT_MODEL else (model,)
-        return min(self._cards[key].most_iterations or MAX_ITERATIONS for key in keys)
+        key = STANDARD_MODEL if model == DEFAULT_MODEL else model
+        return self._cards[key].most_iterations or MAX_ITERATIONS
 
     def _summary(self, model: str) -> str:
         """What a model is for, in a sentence."""
         if model != DEFAULT_MODEL:
             return self._cards[model].summary
-        best, fast = self._cards[BEST_MODEL].title, self._cards[FAST_MODEL].title
-        return f"The best model for this computer: {best} on a GPU, {fast} on the CPU."
+        return f"The best model that there is: {self._cards[STANDARD_MODEL].title}."
 
     def _on_advanced_toggled(self, is_open: bool) -> None:
         self.advanced_button.setText("▾  Advanced" if is_open else "▸  Advanced")

@@ -17,7 +17,6 @@ REGISTRY: dict[str, str] = {
     "foe-monomials": "fields_of_experts:Monomials",
     "foe-roth-black": "fields_of_experts:RothBlack",
     "unet": "unet:UNet",
-    "conductance-unet": "conductance_unet:ConductanceUNet",
     "conductance-unet-s": "conductance_unet:SmallConductanceUNet",
     "k-automation": "k_automation:KAutomation",
 }
