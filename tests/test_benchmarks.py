@@ -174,7 +174,7 @@ class TestRealNoise:
         missing = dataclasses.replace(_common.PEERS["bm3d"], library="no_such_library")
         monkeypatch.setitem(_common.PEERS, "bm3d", missing)
         assert real_noise.main(["--data", str(data), "--pairs", "w2s-0", "--methods", "bm3d"]) == 0
-        assert "| BM3D | not installed |" in capsys.readouterr().out
+        assert "| BM3D, with estimate_sigma | not installed |" in capsys.readouterr().out
 
 
 class TestSpeed:
