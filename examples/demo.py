@@ -203,8 +203,8 @@ def summarise(cases: list[Case], out: Path) -> None:
         table.add_row(case.title, error, mean, extent)
     notes = (
         "The error is the root mean square over the brain, told by a second acquisition that was "
-        "not denoised.\nA scan with as little noise as this one has hardly anything to gain, and may "
-        "lose detail where its noise is overestimated: heed the note on a doubtful estimate."
+        "not denoised.\nA scan with as little noise as this one has hardly anything to gain, and "
+        "may lose detail where its noise is overestimated: heed the note on a doubtful estimate."
     )
     with (out / "summary.txt").open("w", encoding="utf-8") as file:
         for console in (Console(), Console(file=file, width=120)):
