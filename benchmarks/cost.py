@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from napari_learned_diffusion.config import DiffusionConfig, Gaussian
 from napari_learned_diffusion.core.diffusivity import diffusivity_class
 from napari_learned_diffusion.core.diffusivity.base import Diffusivity
 from napari_learned_diffusion.core.schemes import Explicit
-from napari_learned_diffusion.core.solve import solve
+from napari_learned_diffusion.core.solve import iterate
 from napari_learned_diffusion.core.zoo import load_model
 from napari_learned_diffusion.jobs.prepare import prepare
 
@@ -86,6 +85,11 @@ def run_of(model: Diffusivity, v: Image, iterations: int) -> int:
     """Multiply-accumulates of a run on a stabilised plane, ``(h, w)``."""
     u = torch.from_numpy(v.astype("float32"))[None, None]
     noise, scheme = Gaussian(1.0), Explicit(0.25)
-    return multiply_accumulates(
-        partial(solve, noise=noise, scheme=scheme, iterations=iterations, backend="torch"), u, model
-    )
+
+    def run() -> None:
+        for _ in iterate(
+            u, model, noise=noise, scheme=scheme, iterations=iterations, backend="torch"
+        ):
+            pass
+
+    return multiply_accumulates(run)
