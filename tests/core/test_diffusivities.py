@@ -136,6 +136,6 @@ def test_an_unknown_model_is_refused_with_the_list_of_those_there_are():
 
 
 def test_a_configuration_with_gaps_makes_no_model():
-    config = dataclasses.replace(DiffusionConfig(), contrast=None)
+    config = dataclasses.replace(DiffusionConfig(model="perona-malik"), contrast=None)
     with pytest.raises(InvalidSettingError, match="contrast"):
         load_model(config)

@@ -136,7 +136,7 @@ def test_an_untouched_form_gives_the_defaults(form: DiffusionForm) -> None:
 
 
 EDITS: dict[str, tuple[Callable[[DiffusionForm], None], dict[str, Any]]] = {
-    "iterations": (lambda f: f.iterations.set_value(7), {"iterations": 7}),
+    "iterations": (lambda f: f.iterations.set_value(3), {"iterations": 3}),
     "contrast": (lambda f: f.contrast.set_value(2.5), {"contrast": 2.5}),
     "function": (lambda f: f.function.set_key("exponential"), {"function": "exponential"}),
     "tau": (lambda f: f.tau.set_value(0.1), {"tau": 0.1}),
@@ -257,7 +257,7 @@ def test_the_step_of_the_maps(form: DiffusionForm) -> None:
     assert form.values().maps() == MapsConfig(orientation=True)
     form.show_findings(None, DiffusionConfig(iterations=20))
     assert form.map_step._edit.placeholderText() == "last (20)"
-    values = FormValues(outputs=Outputs(orientation=True), map_step=5)
+    values = FormValues(outputs=Outputs(orientation=True), map_step=3)
     form.set_values(values)
     assert form.values() == values
 
