@@ -48,7 +48,8 @@ def denoise(
         Array of at least two dimensions, integers or floats, in any unit. NaN and infinite pixels
         take no part and come back as they were. A dask array gives a lazy dask array.
     model
-        Key of the diffusivity, see `list_models`.
+        Key of the diffusivity, see `list_models`; ``"auto"``: the best that there is, or the one
+        that other settings ask for.
     noise
         Noise model in the unit of the image. ``None``: estimated from the image.
     noise_sigma
@@ -94,13 +95,7 @@ def denoise(
     >>> bool(denoised.std() < noisy.std() / 3)
     True
     """
-    config = _config(
-        model=model,
-        noise=noise_from_arguments(noise, noise_sigma),
-        iterations=iterations,
-        device=device,
-        **advanced,
-    )
+    config = _config(model, noise, noise_sigma, iterations, device, advanced)
     tiling = TilingConfig(tile=tile)
     if hasattr(image, "dask"):
         return denoise_lazy(image, config, plane_axes=axes, spacing=spacing, tiling=tiling)
@@ -142,13 +137,7 @@ def diffusivity(
         as `denoise`; also where no step is done, so that there is no diffusivity, or fewer than
         ``step``.
     """
-    config = _config(
-        model=model,
-        noise=noise_from_arguments(noise, noise_sigma),
-        iterations=iterations,
-        device=device,
-        **advanced,
-    )
+    config = _config(model, noise, noise_sigma, iterations, device, advanced)
     tiling, maps = TilingConfig(tile=tile), MapsConfig(diffusivity=True, step=step)
     shown = _run(_as_array(image), config, axes, spacing, tiling, maps).diffusivity
     if shown is None:
@@ -204,13 +193,7 @@ def orientation(
     LearnedDiffusionError
         as `diffusivity`.
     """
-    config = _config(
-        model=model,
-        noise=noise_from_arguments(noise, noise_sigma),
-        iterations=iterations,
-        device=device,
-        **advanced,
-    )
+    config = _config(model, noise, noise_sigma, iterations, device, advanced)
     tiling, maps = TilingConfig(tile=tile), MapsConfig(orientation=True, step=step)
     done = _run(_as_array(image), config, axes, spacing, tiling, maps)
     if done.orientation is None or done.anisotropy is None:
@@ -225,14 +208,22 @@ def _no_step(name: str) -> InvalidSettingError:
     )
 
 
-def _config(**settings: Any) -> DiffusionConfig:
-    unknown = set(settings) - set(DiffusionConfig.__dataclass_fields__)
+def _config(
+    model: str,
+    noise: NoiseModel | None,
+    noise_sigma: float | None,
+    iterations: int | None,
+    device: Device,
+    advanced: dict[str, Any],
+) -> DiffusionConfig:
+    unknown = set(advanced) - set(DiffusionConfig.__dataclass_fields__)
     if unknown:
         raise InvalidSettingError(
             f"There is no setting {', '.join(sorted(unknown))}. "
             f"There are: {', '.join(DiffusionConfig.__dataclass_fields__)}."
         )
-    return DiffusionConfig(**settings)
+    noise = noise_from_arguments(noise, noise_sigma)
+    return DiffusionConfig(model, iterations, noise, device=device, **advanced)
 
 
 def _as_array(image: Any) -> Any:

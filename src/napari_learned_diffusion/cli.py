@@ -478,10 +478,9 @@ def denoise(
     _check_outputs(source, outputs, overwrite, compression)
     volume = _read(source, settings)
     axes = volume.axes_of_planes(settings.plane)
-    in_memory = isinstance(volume.data, np.ndarray)
     with _progress_shown() as show:
         done = run(_denoise_job(volume, settings, target.parent, maps), show)
-        result = done.image if in_memory else _chunked_like(volume, done.image)
+        result = _as_stored(volume, done.image)
         found = {name: getattr(done, name) for name in map_files}
         show(Progress(0, 0, "Writing"))
         write = partial(write_file, overwrite=overwrite, compression=compression)
@@ -490,8 +489,7 @@ def denoise(
             write(residual, _derived(volume, _difference(volume.data, result), "residual"))
         for name, path in map_files.items():
             if found[name] is not None:
-                shown = found[name] if in_memory else _chunked_like(volume, found[name])
-                write(path, _derived(volume, shown, name))
+                write(path, _derived(volume, _as_stored(volume, found[name]), name))
     _print_summary(done)
     notes = [*volume.metadata.get("notes", ()), *_notes_on_axes(volume, settings, axes)]
     notes += [*_notes_on_noise(done.prepared), *done.report.messages]
@@ -516,8 +514,8 @@ def write_diffusivity(
 ) -> None:
     """Write the diffusivity of one step: what the method takes for an edge.
 
-    Between 0 (an edge: nothing is averaged across it) and 1 (a region: averaged freely), as
-    32-bit floating point numbers; NaN where the input isn't a number.
+    From 0 (an edge: nothing is averaged across it) to 1 (a region: averaged freely), or more in
+    steps over long edges; as 32-bit floating point numbers, NaN where the input isn't a number.
 
     - `diffusivity noisy.tif edges.tif`
     - with more edges: `diffusivity noisy.tif edges.tif --contrast 0.2`
@@ -526,26 +524,23 @@ def write_diffusivity(
     _check_outputs(source, {"OUT": target}, overwrite, compression)
     volume = _read(source, settings)
     axes = volume.axes_of_planes(settings.plane)
-    from napari_learned_diffusion.jobs.denoise import prepare
-
+    maps = MapsConfig(diffusivity=True, step=map_step)
     with _progress_shown() as show:
-        show(Progress(0, 0, "Estimating the noise"))
-        prepared = prepare(volume.data, settings.config, plane_axes=axes)
-        if not prepared.config.iterations:
+        done = run(_denoise_job(volume, settings, target.parent, maps), show)
+        if done.diffusivity is None:
             raise InvalidSettingError(
                 "No step is done, so there is no diffusivity: the noise level or the number of "
                 "iterations is 0."
             )
-        wanted = MapsConfig(diffusivity=True, step=map_step)
-        maps = run(_diffusivity_job(volume, settings, prepared, wanted, target.parent), show)
         show(Progress(0, 0, "Writing"))
         write_file(
             target,
-            _derived(volume, maps, "diffusivity"),
+            _derived(volume, _as_stored(volume, done.diffusivity), "diffusivity"),
             overwrite=overwrite,
             compression=compression,
         )
-    _print_notes([*_notes_on_axes(volume, settings, axes), *_notes_on_noise(prepared)])
+    notes = [*_notes_on_axes(volume, settings, axes), *_notes_on_noise(done.prepared)]
+    _print_notes([*notes, *done.report.messages])
 
 
 @app.command("estimate-noise")
@@ -708,11 +703,13 @@ def _scratch(volume: Volume, dtypes: Sequence[DTypeLike], folder: Path) -> list[
     return arrays
 
 
-def _chunked_like(volume: Volume, data: Any) -> Any:
-    """An array on disk as a dask array of a lazy volume's chunks."""
+def _as_stored(volume: Volume, data: Any) -> Any:
+    """An array as the volume has its pixels: in memory, or as a dask array of the same chunks."""
+    lazy: Any = volume.data
+    if isinstance(lazy, np.ndarray):
+        return data
     import dask.array as da
 
-    lazy: Any = volume.data
     return da.from_array(data, chunks=lazy.chunks, name=False)  # type: ignore[no-untyped-call]
 
 
@@ -751,37 +748,6 @@ def _denoise_job(
         out=out,
         maps_out=dict(zip(maps.names, maps_out, strict=True)),
     )
-
-
-def _diffusivity_job(
-    volume: Volume, settings: _Settings, prepared: Prepared, wanted: MapsConfig, folder: Path
-) -> Job[Any]:
-    """The diffusivity of each slice, in memory or on disk as the volume is."""
-    from napari_learned_diffusion.jobs.denoise import denoise_plane, prepare
-    from napari_learned_diffusion.jobs.planes import plane_indices, read_plane, write_plane
-
-    axes = volume.axes_of_planes(settings.plane)
-    [maps] = _scratch(volume, [np.float32], folder)
-    indices = list(plane_indices(tuple(volume.data.shape), axes))
-    for number, index in enumerate(indices):
-        yield Progress(number, len(indices), f"Diffusivity {number + 1} of {len(indices)}")
-        plane = read_plane(volume.data, index, axes)
-        by_itself = prepared.slice_by_slice and np.isfinite(plane).any()
-        own = prepare(plane, prepared.requested) if by_itself else prepared
-        shown = None
-        if not by_itself or not wanted.is_after(own.config.iterations or 0):
-            job = denoise_plane(
-                plane,
-                prepared=own,
-                spacing=volume.spacing(axes),
-                tiling=settings.tiling,
-                maps=wanted,
-                measure=False,
-            )
-            shown = run(job).diffusivity
-        nothing = np.full(plane.shape, np.nan, np.float32)
-        write_plane(maps, index, axes, nothing if shown is None else shown)
-    return maps if isinstance(volume.data, np.ndarray) else _chunked_like(volume, maps)
 
 
 # --- what people see ------------------------------------------------------------------------------

@@ -175,7 +175,7 @@ def _shown() -> Iterator[Callable[[Progress], None]]:
             if status is None:
                 return
             bars.update(task, description=progress.message)
-            if status.state in ("done", "skipped", "failed"):
+            if status.is_final:
                 console.print(_line(status), markup=False)
 
         yield show

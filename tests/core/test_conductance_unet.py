@@ -11,7 +11,6 @@ from napari_learned_diffusion.config import Gaussian
 from napari_learned_diffusion.core.diffusivity.conductance_unet import (
     ALIGNMENT,
     ConductanceUNet,
-    SmallConductanceUNet,
 )
 from napari_learned_diffusion.core.errors import InvalidSettingError
 from napari_learned_diffusion.core.operators import Stencil
@@ -156,11 +155,11 @@ def test_gradients_reach_every_parameter():
 
 def test_weights_take_two_bytes_each(tmp_path):
     torch.manual_seed(0)
-    model = SmallConductanceUNet(width=8)
+    model = ConductanceUNet(width=8)
     write_model(tmp_path / "weights.safetensors", model)
     count = sum(p.numel() for p in model.parameters())
     assert (tmp_path / "weights.safetensors").stat().st_size < 2 * count + 20_000
-    read = read_model(tmp_path / "weights.safetensors", SmallConductanceUNet)
+    read = read_model(tmp_path / "weights.safetensors", ConductanceUNet)
     for ours, theirs in zip(model.parameters(), read.parameters(), strict=True):
         assert theirs.dtype == torch.float32
         torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-4)

@@ -68,16 +68,12 @@ class Outcome(Enum):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A copy of the image after a step and of the diffusivity in it, both ``(b, 1, h, w)``.
-
-    The diffusion tensor is ``(b, 3, h, w)``; all three are as in `State`.
-    """
+    """A copy of the image after a step and of the diffusivity in it, both ``(b, 1, h, w)``."""
 
     step: int
     time: float
     u: Tensor
     diffusivity: Tensor
-    diffusion_tensor: Tensor
 
 
 @dataclass(frozen=True)
@@ -91,9 +87,6 @@ class Solution:
     diffusivity
         Mean conductance around each pixel in the last step, ``(b, 1, h, w)``; ``None`` where no
         step was done.
-    diffusion_tensor
-        Tensor of the diffusion around each pixel in the last step, ``(b, 3, h, w)``, see
-        `core.operators.diffusion_tensor`; ``None`` where no step was done.
     steps, time
         Number of steps done, and the diffusion time that they reached, in squared pixels.
     outcome
@@ -104,7 +97,6 @@ class Solution:
 
     u: Tensor
     diffusivity: Tensor | None
-    diffusion_tensor: Tensor | None
     steps: int
     time: float
     outcome: Outcome
@@ -130,8 +122,7 @@ def solve(
     Parameters
     ----------
     keep_history
-        Whether to keep a copy of the image, the diffusivity and the diffusion tensor after every
-        step.
+        Whether to keep a copy of the image and the diffusivity after every step.
     on_step
         Called after every step.
     cancelled
@@ -171,15 +162,16 @@ def solve(
             break
         last = state
         if keep_history:
-            maps = state.diffusivity().clone(), state.diffusion_tensor().clone()
-            history.append(Snapshot(state.step, state.time, state.u.clone(), *maps))
+            history.append(
+                Snapshot(state.step, state.time, state.u.clone(), state.diffusivity().clone())
+            )
         if on_step is not None:
             on_step(state)
     if last is None:
-        return Solution(u.clone(), None, None, 0, 0.0, outcome)
-    maps = last.diffusivity(), last.diffusion_tensor()
+        return Solution(u.clone(), None, 0, 0.0, outcome)
+    shown = last.diffusivity()
     states.close()
-    return Solution(last.u, *maps, last.step, last.time, outcome, tuple(history))
+    return Solution(last.u, shown, last.step, last.time, outcome, tuple(history))
 
 
 def iterate(

@@ -139,6 +139,11 @@ class FileStatus:
     noise_after: float = math.nan
     message: str = ""
 
+    @property
+    def is_final(self) -> bool:
+        """Whether the batch is through with the file."""
+        return self.state in _FINAL
+
 
 @dataclass(frozen=True)
 class BatchProgress(Progress):
@@ -584,7 +589,7 @@ class _Run:
         plane: NDArray[Any] | None = None,
     ) -> None:
         self.files[status.number] = status
-        if status.state in _FINAL:
+        if status.is_final:
             self.ended += 1
             self.log.write(
                 status.state,

@@ -17,7 +17,7 @@ REGISTRY: dict[str, str] = {
     "foe-monomials": "fields_of_experts:Monomials",
     "foe-roth-black": "fields_of_experts:RothBlack",
     "unet": "unet:UNet",
-    "conductance-unet-s": "conductance_unet:SmallConductanceUNet",
+    "conductance-unet-s": "conductance_unet:ConductanceUNet",
     "k-automation": "k_automation:KAutomation",
 }
 """Key to ``module:class``, so that listing the models imports no torch."""

@@ -48,16 +48,17 @@ class ConductanceUNet(LearnedDiffusivity):
         Residual blocks on the way up at half resolution.
     """
 
-    key = "conductance-unet"
-    title = "Conductance U-Net"
+    key = "conductance-unet-s"
+    title = "Conductance U-Net, small"
     summary = (
-        "Neural networks look at the image a few times and say, edge by edge, where to diffuse."
+        "A neural network looks at the image once and says, edge by edge, where to diffuse. The "
+        "best here, and fast."
     )
     reference = "napari-learned-diffusion, docs/research.md"
     stored_in_half = True
 
     def __init__(
-        self, width: int = 40, looks: int = 3, steps: int = 4, reach: int = 4, depth: int = 2
+        self, width: int = 32, looks: int = 1, steps: int = 4, reach: int = 4, depth: int = 2
     ) -> None:
         super().__init__(width=width, looks=looks, steps=steps, reach=reach, depth=depth)
         self.width, self.depth = width, depth
@@ -128,22 +129,6 @@ class ConductanceUNet(LearnedDiffusivity):
         return 20 + 5 * self.width // 2
 
 
-class SmallConductanceUNet(ConductanceUNet):
-    """The same with one look and fewer channels, for speed."""
-
-    key = "conductance-unet-s"
-    title = "Conductance U-Net, small"
-    summary = (
-        "A neural network looks at the image once and says, edge by edge, where to diffuse. The "
-        "best here, and fast."
-    )
-
-    def __init__(
-        self, width: int = 32, looks: int = 1, steps: int = 4, reach: int = 4, depth: int = 2
-    ) -> None:
-        super().__init__(width, looks, steps, reach, depth)
-
-
 class _Look(nn.Module):
     """A U-Net at half resolution; its answers are for the four pixels at each place."""
 
@@ -164,12 +149,8 @@ class _Look(nn.Module):
         self.merge_fine = nn.Sequential(*(_Block(a) for _ in range(depth)))
         self.head = nn.Conv2d(a, 4 * _EDGES * steps, 1)
         # Little diffusion to begin with: where the limiter rules, there is little to learn from.
-        # Later looks begin with hardly any: they would spoil what the first ones have made, and
-        # training would switch them off altogether, for good.
         assert self.head.bias is not None
-        nn.init.constant_(self.head.bias, -4.0 if again else -2.0)
-        if again:
-            nn.init.normal_(self.head.weight, std=0.1 * width**-0.5)
+        nn.init.constant_(self.head.bias, -2.0)
 
     def forward(self, seen: Tensor, carried: Tensor | None) -> tuple[Tensor, Tensor]:
         fine = _contrasts(seen, self.kernels)
