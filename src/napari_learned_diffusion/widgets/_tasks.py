@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from napari_learned_diffusion.widgets._layers import Source
 
 
+CLEAR_ANISOTROPY = 0.2
+"""Below it there is no orientation worth a colour: the map is transparent there."""
+
+
 def load_jobs() -> Any:
     """The module of the jobs. Importing it imports torch, so this is called in a worker."""
     return importlib.import_module("napari_learned_diffusion.jobs.denoise")
@@ -45,8 +49,11 @@ class Answer:
         What they became for what was denoised.
     report
         Seconds, noise, drift and range.
-    denoised, residual, diffusivity, orientation, anisotropy
-        Arrays of the shape of the slice or of the whole layer; ``None`` if not asked for.
+    denoised, residual, diffusivity, orientation
+        Arrays of the shape of the slice or of the whole layer; ``None`` if not asked for. The
+        orientation is NaN where the anisotropy is below `CLEAR_ANISOTROPY`.
+    largest_diffusivity
+        Highest value of the diffusivity, at least 1.
     """
 
     request: Request
@@ -57,7 +64,7 @@ class Answer:
     residual: Any
     diffusivity: NDArray[np.float32] | None
     orientation: NDArray[np.float32] | None
-    anisotropy: NDArray[np.float32] | None
+    largest_diffusivity: float
 
 
 def estimate(request: Request, load: Callable[[], Any] = load_jobs) -> Job[Estimate]:
@@ -110,8 +117,7 @@ def denoise_slice(
         measure=measure,
     )
     residual = _subtract(plane, result.image) if request.outputs.residual else None
-    maps = result.diffusivity, result.orientation, result.anisotropy
-    return Answer(request, whole, used, result.report, result.image, residual, *maps)
+    return Answer(request, whole, used, result.report, result.image, residual, *_maps(result))
 
 
 def denoise_stack(
@@ -138,8 +144,20 @@ def denoise_stack(
     residual = None
     if request.outputs.residual:
         residual = yield from _stack_residual(source, out)
-    maps = result.diffusivity, result.orientation, result.anisotropy
-    return Answer(request, whole, whole, result.report, out, residual, *maps)
+    return Answer(request, whole, whole, result.report, out, residual, *_maps(result))
+
+
+def _maps(
+    result: Denoised,
+) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None, float]:
+    """Diffusivity, orientation and the largest diffusivity, ready to be shown."""
+    largest = 1.0
+    if result.diffusivity is not None:
+        # Long edges, of which some models have steps, diffuse faster than at 1.
+        largest = float(np.fmax.reduce(result.diffusivity, axis=None, initial=1.0))
+    if result.orientation is not None and result.anisotropy is not None:
+        result.orientation[result.anisotropy < CLEAR_ANISOTROPY] = np.nan
+    return result.diffusivity, result.orientation, largest
 
 
 def _blank(source: Source) -> float:

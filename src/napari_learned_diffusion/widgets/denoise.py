@@ -68,8 +68,6 @@ DIFFUSIVITY_COLORMAP = "inferno"
 ORIENTATION_COLORMAP = "hsv"
 ORIENTATION_LIMITS = (0.0, 180.0)
 """In degrees."""
-CLEAR_ANISOTROPY = 0.2
-"""Below it there is no orientation worth a colour: the map is transparent there."""
 
 STACKING_ORDER = ("diffusivity", "orientation", "residual", "denoised", "preview")
 """Results from the lowest layer to the highest: what is looked at first is on top."""
@@ -485,14 +483,12 @@ class DenoiseWidget(DockedWidget):
 
         is_alone = not request.outputs.denoised
         if answer.diffusivity is not None:
-            # Long edges, of which some models have steps, diffuse faster than at 1.
-            highest = float(np.fmax.reduce(answer.diffusivity, axis=None, initial=1.0))
-            look = {"colormap": DIFFUSIVITY_COLORMAP, "contrast_limits": (0.0, highest)}
+            limits = 0.0, answer.largest_diffusivity
+            look = {"colormap": DIFFUSIVITY_COLORMAP, "contrast_limits": limits}
             show("diffusivity", answer.diffusivity, look, is_alone)
-        if answer.orientation is not None and answer.anisotropy is not None:
-            clear = np.where(answer.anisotropy < CLEAR_ANISOTROPY, np.nan, answer.orientation)
+        if answer.orientation is not None:
             look = {"colormap": ORIENTATION_COLORMAP, "contrast_limits": ORIENTATION_LIMITS}
-            show("orientation", clear, look, is_alone)
+            show("orientation", answer.orientation, look, is_alone)
         if answer.residual is not None:
             limit = RESIDUAL_LIMIT * answer.report.noise_before
             limit = limit if np.isfinite(limit) and limit > 0 else 1.0
