@@ -42,6 +42,8 @@ OPTIONS: dict[str, tuple[str, str]] = {
         "Lowest and highest noise level, for images of grey levels from 0 to 255.",
     ),
     "correlated": (_TRAINING, "Part of the patches whose noise is correlated, from 0 to 1."),
+    "photon": (_TRAINING, "Part of the patches whose noise is that of photons, from 0 to 1."),
+    "lines": (_TRAINING, "Part of the patches that show the edges of an image, from 0 to 1."),
     "learning_rate": (_TRAINING, "Highest learning rate."),
     "mixed": (_COMPUTING, "Look at the image in bfloat16: faster on many processors."),
     "seed": (_TRAINING, "Of the first parameters, the patches and their noise."),

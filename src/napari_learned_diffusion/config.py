@@ -204,8 +204,13 @@ class TrainingConfig:
     noise_range
         Lowest and highest noise level on the 0-255 scale; each patch draws its own, uniform in the
         logarithm.
-    correlated
-        Part of the patches, from 0 to 1, whose noise is correlated between neighbouring pixels.
+    correlated, photon
+        Parts of the patches, from 0 to 1 and at most 1 together, whose noise is correlated between
+        neighbouring pixels, and whose noise is that of counted photons, the noise level being that
+        at the mean intensity.
+    lines
+        Part of the patches, from 0 to 1, that show the edges of an image instead of the image: thin
+        bright lines on a dark ground, as fluorescence does.
     learning_rate
         Highest one; it rises over the first fifth of the steps and falls to 0 along a cosine.
     mixed
@@ -221,6 +226,8 @@ class TrainingConfig:
     tau: float = 0.25
     noise_range: tuple[float, float] = (5.0, 75.0)
     correlated: float = 0.0
+    photon: float = 0.0
+    lines: float = 0.0
     learning_rate: float = 2e-3
     mixed: bool = False
     seed: int = 0
@@ -237,9 +244,15 @@ class TrainingConfig:
             raise InvalidSettingError(
                 f"The noise range must be two numbers above 0, the lower first, not {low}, {high}."
             )
-        if not 0 <= self.correlated <= 1:
+        for name in ("correlated", "photon", "lines"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InvalidSettingError(
+                    f"The part {name} must be from 0 to 1, not {getattr(self, name)}."
+                )
+        if self.correlated + self.photon > 1:
             raise InvalidSettingError(
-                f"The part of correlated noise must be from 0 to 1, not {self.correlated}."
+                "The parts correlated and photon must be at most 1 together, not "
+                f"{self.correlated + self.photon:g}."
             )
         if not 0 < self.learning_rate < math.inf:
             raise InvalidSettingError(

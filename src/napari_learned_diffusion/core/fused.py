@@ -139,7 +139,7 @@ def _smooth(  # pragma: no cover - compiled
                 target[x] += tap * row[x + k]
 
 
-class _Bands:
+class Bands:
     """Bands of rows, and the threads that work on them; a call returns when all bands are done."""
 
     def __init__(self, shape: tuple[int, int], threads: int) -> None:
@@ -169,7 +169,7 @@ class _Presmoother:
         sigma: float,
         spacing: tuple[float, float],
         valid: Image | None,
-        bands: _Bands,
+        bands: Bands,
     ) -> None:
         taps = [gaussian_taps(sigma / h).astype(np.float32) for h in spacing]
         sources = [reflected_indices(n, len(t) // 2) for n, t in zip(shape, taps, strict=True)]
@@ -233,7 +233,7 @@ def perona_malik_steps(
     hy, hx = spacing
     scales = np.float32(1 / (contrast * hy) ** 2), np.float32(1 / (contrast * hx) ** 2)
     step_rows = _STEPS[function]
-    bands = _Bands(u.shape, threads)
+    bands = Bands(u.shape, threads)
     smooth = _Presmoother(u.shape, presmooth_sigma, spacing, valid, bands)
     before, after = u, np.empty_like(u)
     seen = u

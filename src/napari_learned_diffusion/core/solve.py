@@ -30,6 +30,8 @@ from napari_learned_diffusion.core.operators import (
 from napari_learned_diffusion.core.schemes import Scheme
 
 Backend = Literal["auto", "torch", "fused"]
+_Limiter = Callable[[Tensor, float, Stencil], Tensor]
+_Step = Callable[[Tensor, Tensor, float, Stencil], Tensor]
 
 
 @dataclass(frozen=True)
@@ -209,8 +211,9 @@ def iterate(
     valid
         ``(b, 1, h, w)`` of 0 and 1: nothing flows into or out of a pixel of 0.
     backend
-        ``"torch"``: plain tensor operations, on any device, differentiable. ``"fused"``: kernels
-        for ``perona-malik`` in float32 on the CPU. ``"auto"``: fused where it can.
+        ``"torch"``: plain tensor operations, on any device. ``"fused"``: kernels for whole steps
+        of ``perona-malik`` in float32 on the CPU. ``"auto"``: these where they can, and on the CPU
+        kernels for the limiter and the step of any diffusivity, which are differentiable, too.
     gradients
         Whether torch records the steps, for training.
     mixed
@@ -242,7 +245,7 @@ def iterate(
     if fusible and backend != "torch" and isinstance(diffusivity, PeronaMalik):
         return _iterate_fused(u, diffusivity, noise, scheme, iterations, stencil, valid)
     return _iterate_torch(
-        u, diffusivity.begun(), noise, scheme, iterations, hy_hx, valid, gradients, mixed
+        u, diffusivity.begun(), noise, scheme, iterations, hy_hx, valid, backend, gradients, mixed
     )
 
 
@@ -254,11 +257,13 @@ def _iterate_torch(
     iterations: int,
     spacing: tuple[float, float],
     valid: Tensor | None,
+    backend: Backend,
     gradients: bool,
     mixed: bool,
 ) -> Generator[State, None, None]:
     if valid is not None:
         valid = valid.to(u.dtype)
+    limited, advanced = _kernels(u, backend)
     time = 0.0
     for done, step in enumerate(scheme.steps(iterations)):
         # Not around the yield: the mode would leak into the caller's code.
@@ -270,11 +275,25 @@ def _iterate_torch(
                 g = g.to(u.dtype)
                 if valid is not None:
                     g = g * open_edges(valid, stencil)
-                g = limit(g, step.limiter_tau, stencil)
-            u = u + step.tau * divergence(g * gradient(u, stencil), stencil)
+                g = limited(g, step.limiter_tau, stencil)
+            u = advanced(u, g, step.tau, stencil)
         time += step.tau
         maps = (partial(show, g, stencil) for show in (mean_conductance, diffusion_tensor))
         yield State(done + 1, time, u, *maps)
+
+
+def _kernels(u: Tensor, backend: Backend) -> tuple[_Limiter, _Step]:
+    """The limiter and the step: on the CPU in one pass each, elsewhere as tensor operations."""
+    if u.device.type == "cpu" and backend != "torch":
+        # numba takes a second to import: only who runs the kernels pays for it.
+        from napari_learned_diffusion.core.fused_step import advanced, limited
+
+        return limited, advanced
+    return limit, _advance
+
+
+def _advance(u: Tensor, g: Tensor, tau: float, stencil: Stencil) -> Tensor:
+    return u + tau * divergence(g * gradient(u, stencil), stencil)
 
 
 def _iterate_fused(
@@ -286,7 +305,6 @@ def _iterate_fused(
     stencil: Stencil,
     valid: Tensor | None,
 ) -> Generator[State, None, None]:
-    # numba takes a second to import: only who runs the kernels pays for it.
     from napari_learned_diffusion.core.fused import perona_malik_steps
 
     time = 0.0

@@ -34,7 +34,7 @@ from napari_learned_diffusion.core.diffusivity.base import LearnedDiffusivity
 from napari_learned_diffusion.core.distributed import mean_over_processes, rank_and_number
 from napari_learned_diffusion.core.errors import InvalidImageError, InvalidSettingError
 from napari_learned_diffusion.core.metrics import psnr
-from napari_learned_diffusion.core.noise import Gaussian
+from napari_learned_diffusion.core.noise import Gaussian, PoissonGaussian
 from napari_learned_diffusion.core.schemes import Explicit
 from napari_learned_diffusion.core.solve import iterate, solve
 from napari_learned_diffusion.core.weights import (
@@ -253,14 +253,18 @@ def draw_patches(
         image = images[int(rng.integers(len(images)))]
         y, x = (rng.integers(n - config.patch + 1) for n in image.shape)
         patch = np.rot90(image[y : y + config.patch, x : x + config.patch], int(rng.integers(4)))
-        patches.append(patch[:, ::-1] if rng.integers(2) else patch)
+        patch = patch[:, ::-1] if rng.integers(2) else patch
+        patches.append(_lines(patch, rng) if rng.random() < config.lines else patch)
     low, high = np.log(config.noise_range)
     noise_sigma = np.exp(rng.uniform(low, high, config.batch))
     clean = np.stack(patches)[:, None] / noise_sigma[:, None, None, None]
-    noise = rng.normal(size=clean.shape)
-    for number in np.flatnonzero(rng.random(config.batch) < config.correlated):
-        noise[number, 0] = _correlated(noise[number, 0], rng)
-    noisy = clean + noise
+    noisy = clean + rng.normal(size=clean.shape)
+    for number, kind in enumerate(rng.random(config.batch)):
+        if kind < config.correlated:
+            noise = _correlated(noisy[number, 0] - clean[number, 0], rng)
+            noisy[number, 0] = clean[number, 0] + noise
+        elif kind < config.correlated + config.photon:
+            clean[number], noisy[number] = _counted(clean[number], rng)
     return (
         torch.from_numpy(clean).float(),
         torch.from_numpy(noisy).float(),
@@ -288,6 +292,24 @@ def _correlated(white: NDArray[np.float64], rng: np.random.Generator) -> NDArray
     noise = np.fft.irfft2(np.fft.rfft2(white) * transfer, white.shape)
     unit: NDArray[np.float64] = noise / noise.std()
     return unit
+
+
+def _counted(
+    clean: NDArray[np.float64], rng: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Photon noise of variance 1 at the mean intensity, and both images stabilised for it."""
+    noise = PoissonGaussian(gain=1 / max(float(clean.mean()), 1.0), offset=0.0)
+    counts = rng.poisson(clean / noise.gain)
+    return noise.stabilise(clean), noise.stabilise(noise.gain * counts)
+
+
+def _lines(patch: Image, rng: np.random.Generator) -> Image:
+    """The magnitude of a patch's gradient at a scale of about a pixel, on the 0-255 scale."""
+    from scipy.ndimage import gaussian_gradient_magnitude
+
+    edges: Image = gaussian_gradient_magnitude(patch, rng.uniform(0.7, 1.5))
+    brightest = max(float(np.percentile(edges, 99.5)), 1.0)
+    return np.clip(edges * (GREY_LEVELS / brightest), 0, GREY_LEVELS)
 
 
 class _Objective(nn.Module):

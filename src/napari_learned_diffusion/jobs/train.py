@@ -31,7 +31,7 @@ from napari_learned_diffusion.core.training import (
     read_images,
     validate,
 )
-from napari_learned_diffusion.core.weights import read_model, write_model
+from napari_learned_diffusion.core.weights import read_model, read_tensors, write_model
 from napari_learned_diffusion.jobs.progress import Job, Progress
 
 
@@ -87,8 +87,8 @@ def train(
     architecture
         Arguments of the model other than its defaults.
     start
-        Weights of the same model to begin with, in place of random ones. They must be of the same
-        architecture, but may have fewer looks: the others begin anew.
+        Weights of the same kind of model to begin with, in place of random ones. They must be of
+        the same architecture, but may have fewer looks or a smaller width: what is new begins anew.
     resume
         Whether to go on from a checkpoint that is there already.
     every
@@ -153,15 +153,41 @@ def train(
 
 
 def _begin_with(start: Path, made: LearnedDiffusivity) -> dict[str, torch.Tensor]:
-    """The parameters of a weights file that fits a model; looks that it hasn't begin anew."""
-    found = read_model(start, type(made))
-    differing = {k for k, v in made.architecture.items() if found.architecture.get(k) != v}
-    fewer = found.architecture.get("looks", 0) < made.architecture.get("looks", 0)
-    if differing - ({"looks"} if fewer else set()):
-        raise InvalidSettingError(
-            f"{start} is of the architecture {found.architecture}, not of {made.architecture}."
-        )
-    return made.state_dict() | found.state_dict()
+    """The parameters of a weights file that fits a model; what it hasn't begins anew."""
+    found = read_model(start, _kin(start, type(made)))
+    theirs, ours = found.architecture, made.architecture
+    differing = {k for k, v in ours.items() if theirs.get(k) != v}
+    smaller = {k for k in differing & {"looks", "width"} if theirs.get(k, 0) < ours[k]}
+    if differing - smaller:
+        raise InvalidSettingError(f"{start} is of the architecture {theirs}, not of {ours}.")
+    parameters = made.state_dict()
+    for name, tensor in found.state_dict().items():
+        parameters[name] = _widened(tensor, parameters[name], name)
+    return parameters
+
+
+def _kin(start: Path, model_class: type[LearnedDiffusivity]) -> type[LearnedDiffusivity]:
+    """The class of a weights file: the model's own, or the one that it is a larger version of."""
+    key = read_tensors(start)[1].get("model")
+    parents = (c for c in model_class.__mro__ if issubclass(c, LearnedDiffusivity))
+    return next((c for c in parents if getattr(c, "key", None) == key), model_class)
+
+
+def _widened(narrow: torch.Tensor, wide: torch.Tensor, name: str) -> torch.Tensor:
+    """Parameters with which the channels of ``narrow`` do what they did, whatever the new ones do.
+
+    The new channels see all others, as ``wide`` says; the old ones don't see them, yet.
+    """
+    if narrow.shape == wide.shape:
+        return narrow
+    old = tuple(slice(n) for n in narrow.shape)
+    result = wide.clone()
+    if narrow.ndim > 1:
+        # (out, in, rows, columns); a transposed convolution has them the other way round.
+        out = 1 if ".from_" in name else 0
+        result[(slice(None),) * out + (old[out],)] = 0
+    result[old] = narrow
+    return result
 
 
 def _digest(start: Path) -> str:
