@@ -300,7 +300,8 @@ def _counted(
     """Photon noise of variance 1 at the mean intensity, and both images stabilised for it."""
     noise = PoissonGaussian(gain=1 / max(float(clean.mean()), 1.0), offset=0.0)
     counts = rng.poisson(clean / noise.gain)
-    return noise.stabilise(clean), noise.stabilise(noise.gain * counts)
+    noisy = (noise.gain * counts).astype(np.float64)
+    return noise.stabilise(clean), noise.stabilise(noisy)
 
 
 def _lines(patch: Image, rng: np.random.Generator) -> Image:
@@ -309,7 +310,8 @@ def _lines(patch: Image, rng: np.random.Generator) -> Image:
 
     edges: Image = gaussian_gradient_magnitude(patch, rng.uniform(0.7, 1.5))
     brightest = max(float(np.percentile(edges, 99.5)), 1.0)
-    return np.clip(edges * (GREY_LEVELS / brightest), 0, GREY_LEVELS)
+    edges = np.clip(edges * (GREY_LEVELS / brightest), 0, GREY_LEVELS)
+    return edges
 
 
 class _Objective(nn.Module):
