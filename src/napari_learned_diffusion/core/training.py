@@ -310,8 +310,8 @@ def _lines(patch: Image, rng: np.random.Generator) -> Image:
 
     edges: Image = gaussian_gradient_magnitude(patch, rng.uniform(0.7, 1.5))
     brightest = max(float(np.percentile(edges, 99.5)), 1.0)
-    edges = np.clip(edges * (GREY_LEVELS / brightest), 0, GREY_LEVELS)
-    return edges
+    edges *= GREY_LEVELS / brightest
+    return edges.clip(0, GREY_LEVELS)
 
 
 class _Objective(nn.Module):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad, pixel_shuffle, relu, softplus
 
 from napari_learned_diffusion.core.diffusivity.base import LearnedDiffusivity
+from napari_learned_diffusion.core.diffusivity.turns import TURNS, Turn
 from napari_learned_diffusion.core.operators import Offset, Stencil
 
 ALIGNMENT = 8
@@ -56,6 +57,8 @@ class ConductanceUNet(LearnedDiffusivity):
     )
     reference = "napari-learned-diffusion, docs/research.md"
     stored_in_half = True
+    turned: ClassVar[bool] = False
+    """Whether the networks look at the image turned and mirrored in all eight ways."""
 
     def __init__(
         self, width: int = 32, looks: int = 1, steps: int = 4, reach: int = 4, depth: int = 2
@@ -67,37 +70,54 @@ class ConductanceUNet(LearnedDiffusivity):
             _Look(width, steps, depth, again=look > 0) for look in range(looks)
         )
         self._noisy: Tensor | None = None
-        self._features: Tensor | None = None
+        self._features: list[Tensor | None] = []
         self._planned: Tensor | None = None
 
     def begun(self) -> Self:
         run = copy(self)
-        run._noisy = run._features = run._planned = None
+        run._noisy, run._features, run._planned = None, [], None
         return run
 
     def conductances(self, v: Tensor, stencil: Stencil, valid: Tensor | None, step: int) -> Tensor:
         look, within = divmod(step, len(self.reaches))
         if step == 0:
-            self._noisy = self._features = None
+            self._noisy = None
         if within == 0 or self._planned is None:
             self._planned = None
             self._planned = self._look(v, look)
         h, w = v.shape[-2:]
-        # Four half-resolution channels make a map at full resolution.
-        answer = pixel_shuffle(self._planned[:, 4 * _EDGES * within :][:, : 4 * _EDGES], 2)
-        return softplus(answer[..., :h, :w].to(v.dtype)) * self.reaches[within] ** 2
+        return self._planned[:, _EDGES * within : _EDGES * (within + 1), :h, :w]
 
     def _look(self, v: Tensor, look: int) -> Tensor:
-        """What the network says for the steps until the next look."""
+        """The conductances of all steps until the next look, ``(b, steps · edges, h, w)``."""
         if self._noisy is None:
             self._noisy = seen = v
+            self._features = [None] * len(self._turns)
         else:
             seen = torch.cat([v, self._noisy], dim=1)
-        answer: Tensor
-        answer, self._features = self.networks[look](_to_multiple(seen), self._features)
-        if look + 1 == len(self.networks):
-            self._features = None
-        return answer
+        seen = _to_multiple(seen)
+        total: Tensor | None = None
+        for number, turn in enumerate(self._turns):
+            answer, features = self.networks[look](turn.image(seen), self._features[number])
+            self._features[number] = features if look + 1 < len(self.networks) else None
+            # Four half-resolution channels make a map at full resolution.
+            maps = softplus(pixel_shuffle(answer, 2).to(v.dtype))
+            maps = torch.cat(
+                [
+                    turn.edges_back(maps[:, _EDGES * n : _EDGES * (n + 1)], self.offsets(n))
+                    for n in range(len(self.reaches))
+                ],
+                dim=1,
+            )
+            total = maps if total is None else total + maps
+        assert total is not None
+        scales = [r**2 / len(self._turns) for r in self.reaches for _ in range(_EDGES)]
+        return total * total.new_tensor(scales).view(1, -1, 1, 1)
+
+    @property
+    def _turns(self) -> tuple[Turn, ...]:
+        # Training turns its patches at random, which comes to the same.
+        return TURNS if self.turned and not self.training else TURNS[:1]
 
     def offsets(self, step: int) -> tuple[Offset, ...]:
         r = self.reaches[step % len(self.reaches)]
@@ -181,7 +201,12 @@ class _Block(nn.Module):
 
 
 class LargeConductanceUNet(ConductanceUNet):
-    """The same, wider."""
+    r"""The same, wider, and with no favourite direction.
+
+    Its networks look at the image turned and mirrored in all eight ways, and an edge gets the mean
+    of what they say of it. So turning the image turns the result, exactly where the size is a
+    multiple of 8 pixels.
+    """
 
     key = "conductance-unet"
     title = "Conductance U-Net, large"
@@ -189,6 +214,7 @@ class LargeConductanceUNet(ConductanceUNet):
         "The small one's wider relative, which looks at the image turned and mirrored in eight "
         "ways. The best here, and slower."
     )
+    turned = True
 
     def __init__(
         self, width: int = 40, looks: int = 1, steps: int = 4, reach: int = 4, depth: int = 2
