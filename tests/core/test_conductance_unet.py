@@ -11,19 +11,27 @@ from napari_learned_diffusion.config import Gaussian
 from napari_learned_diffusion.core.diffusivity.conductance_unet import (
     ALIGNMENT,
     ConductanceUNet,
+    LargeConductanceUNet,
 )
+from napari_learned_diffusion.core.diffusivity.turns import TURNS
 from napari_learned_diffusion.core.errors import InvalidSettingError
 from napari_learned_diffusion.core.operators import Stencil
 from napari_learned_diffusion.core.schemes import Explicit
 from napari_learned_diffusion.core.solve import iterate, solve
 from napari_learned_diffusion.core.weights import read_model, write_model
 
+BOTH = [ConductanceUNet, LargeConductanceUNet]
 RUN = {"noise": Gaussian(1.0), "scheme": Explicit(0.25)}
 
 
-def scrambled(seed: int = 0, size: float = 0.3, **architecture: int) -> ConductanceUNet:
+def scrambled(
+    seed: int = 0,
+    size: float = 0.3,
+    model_class: type[ConductanceUNet] = ConductanceUNet,
+    **architecture: int,
+) -> ConductanceUNet:
     """A small network with random parameters, large enough that everything reaches the output."""
-    model = ConductanceUNet(**{"width": 4, "looks": 2} | architecture).double()
+    model = model_class(**{"width": 4, "looks": 2} | architecture).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -41,14 +49,15 @@ def edges(model: ConductanceUNet, v: torch.Tensor) -> torch.Tensor:
     return model.conductances(v, Stencil(model.offsets(0)), None, 0)
 
 
+@pytest.mark.parametrize("model_class", BOTH)
 @pytest.mark.parametrize("mixed", [False, True])
 @settings(max_examples=10)
 @given(seed=st.integers(0, 999), size=st.sampled_from([0.1, 1.0, 10.0]), tau=st.floats(0.05, 5))
-def test_guarantees_hold_for_any_parameters(mixed, seed, size, tau):
+def test_guarantees_hold_for_any_parameters(model_class, mixed, seed, size, tau):
     u, tolerance = 10 * noise_image(21, 18, seed), 1e-9
-    model = scrambled(seed, size)
     if mixed:  # bfloat16 takes the place of float32 only; there parameters of 10 overflow
-        model, u, tolerance = scrambled(seed, min(size, 1)).float(), u.float(), 1e-3
+        u, size, tolerance = u.float(), min(size, 1), 1e-3
+    model = scrambled(seed, size, model_class).to(u.dtype)
     before = u
     run = {"noise": Gaussian(10.0), "scheme": Explicit(tau), "iterations": model.most_iterations}
     for state in iterate(u, model, **run, mixed=mixed):
@@ -60,10 +69,11 @@ def test_guarantees_hold_for_any_parameters(mixed, seed, size, tau):
         before = state.u.clone()
 
 
+@pytest.mark.parametrize("model_class", BOTH)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (3, 5), (8, 8), (17, 30)])
-def test_any_size_is_taken(shape):
+def test_any_size_is_taken(shape, model_class):
     v = noise_image(*shape)
-    for state in iterate(v, scrambled(), **RUN, iterations=8):
+    for state in iterate(v, scrambled(model_class=model_class), **RUN, iterations=8):
         assert state.u.shape == v.shape
         assert torch.isfinite(state.u).all()
 
@@ -73,9 +83,10 @@ def test_brightness_makes_no_difference():
     torch.testing.assert_close(edges(model, v + 100), edges(model, v))
 
 
+@pytest.mark.parametrize("model_class", BOTH)
 @pytest.mark.parametrize("depth", [1, 2])
-def test_the_reach_is_tight(depth):
-    model, seen = scrambled(looks=1, depth=depth), 0
+def test_the_reach_is_tight(depth, model_class):
+    model, seen = scrambled(looks=1, depth=depth, model_class=model_class), 0
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.abs_()  # so that no rectifier hides anything
@@ -89,6 +100,21 @@ def test_the_reach_is_tight(depth):
     assert model.reach - 3 <= seen <= model.reach
 
 
+@pytest.mark.parametrize("turn", TURNS, ids=str)
+def test_turning_the_image_turns_what_the_large_one_makes_of_it(turn):
+    model, u = scrambled(model_class=LargeConductanceUNet), noise_image(24, 16)
+    run = RUN | {"iterations": 8}
+    turned = solve(turn.image(u), model, **run).u
+    torch.testing.assert_close(turn.image_back(turned), solve(u, model, **run).u)
+
+
+def test_in_training_the_large_one_looks_once():
+    model, u = scrambled(model_class=LargeConductanceUNet), noise_image(16, 16)
+    small = scrambled(model_class=ConductanceUNet)
+    torch.testing.assert_close(edges(model.train(), u), edges(small, u))
+    assert not torch.allclose(edges(model.eval(), u), edges(small, u))
+
+
 def test_edges_get_shorter_after_each_look():
     assert ConductanceUNet(width=2).reaches == (4, 2, 1, 1)
     assert ConductanceUNet(width=2, steps=3, reach=2).reaches == (2, 1, 1)
@@ -97,9 +123,10 @@ def test_edges_get_shorter_after_each_look():
     assert model.most_iterations == 8
 
 
+@pytest.mark.parametrize("model_class", BOTH)
 @pytest.mark.parametrize("iterations", [3, 8])
-def test_tiles_that_begin_at_multiples_give_what_the_whole_gives(iterations):
-    model = scrambled()
+def test_tiles_that_begin_at_multiples_give_what_the_whole_gives(iterations, model_class):
+    model = scrambled(model_class=model_class)
     halo = -(-model.halo(iterations) // ALIGNMENT) * ALIGNMENT
     u = noise_image(2 * halo + 40, 24)
     whole = solve(u, model, **RUN, iterations=iterations).u
