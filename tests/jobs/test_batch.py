@@ -379,6 +379,32 @@ def test_a_batch_that_was_closed_goes_on(scans: Path, out: Path) -> None:
     assert leftovers(out) == []
 
 
+class Gatherer(LocalEngine):
+    """Hands planes over only when all that were begun are done, the latest first."""
+
+    slots = 6
+
+    def wait(self, futures: Any, seconds: float) -> list[Any]:
+        done = [future for future in futures if future.done()]
+        return done[::-1] if len(done) == len(futures) else super().wait([], 0.01)
+
+
+def test_a_slice_is_told_of_before_anything_later_is_kept(scans: Path, out: Path) -> None:
+    """Also where slices of two files, or a whole file, come at once from a busy engine."""
+    files = find_sources([scans], out)
+    course = []
+    for event in denoise_batch(files, BatchConfig(out), QUICK, engine=Gatherer(TilingConfig())):
+        assert isinstance(event, BatchProgress)
+        if event.file and event.plane is not None:
+            file = event.file
+            course.append((file.number, file.planes_done))
+            marks = out / f"{file.source.name}.part" / "done"
+            assert marks.read_bytes().count(1) == file.planes_done
+            assert not (out / file.source.name).exists()
+            assert (out / "a.mrc").exists() == (file.number > 0)
+    assert course == [(number, done) for number in range(3) for done in range(1, 5)]
+
+
 def test_planes_of_other_settings_are_not_taken(scans: Path, out: Path) -> None:
     job = denoise_batch(find_sources([scans], out), BatchConfig(out), QUICK)
     while "a.mrc.part" not in leftovers(out):
@@ -673,6 +699,7 @@ def test_a_client_of_a_cluster_that_was_killed_goes_on(
     summary = denoise(scans, out, engine=on(cluster, QUICK))
     assert summary.count("failed") == 0
     assert set(contents(out)) >= {"a.mrc", "b.mrc", "c.mrc"}
+    assert leftovers(out) == []
     begun = [line for line in log_of(out) if line["event"] == "begun" and line["file"] == "b.mrc"]
     assert begun[-1]["resumed"] >= 2
 

@@ -343,8 +343,7 @@ class _Run:
             yield
             for number in file.pending if file else ():
                 while len(self.running) >= self.engine.slots:
-                    self._collect()
-                    yield
+                    yield from self._collect()
                 if file is None or file.status.state != "running":
                     break
                 self._submit(file, number)
@@ -352,8 +351,7 @@ class _Run:
             if file and file.status.state == "running" and not file.pending:
                 self._finish(file)
         while self.running:
-            yield
-            self._collect()
+            yield from self._collect()
 
     def reports(self) -> Iterator[BatchProgress]:
         """What has happened since the last time, or a sign of life."""
@@ -500,9 +498,15 @@ class _Run:
         self.running[future] = file, number
         file.in_flight += 1
 
-    def _collect(self) -> None:
-        """Keep the planes that are finished."""
-        for future in self.engine.wait(list(self.running), _HEARTBEAT_SECONDS):
+    def _collect(self) -> Iterator[None]:
+        """Keep the planes that are finished, in the order in which they were begun.
+
+        Each is told of before the next is kept, and the last of a file before the result is
+        written: who stops at a slice finds that slice, and nothing later.
+        """
+        ended = set(self.engine.wait(list(self.running), _HEARTBEAT_SECONDS))
+        yield
+        for future in [future for future in self.running if future in ended]:
             file, number = self.running.pop(future)
             file.in_flight -= 1
             if file.status.state != "running":
@@ -512,6 +516,7 @@ class _Run:
             except Exception as error:
                 self._fail_open(file, error)
                 continue
+            yield
             if file.is_whole:
                 self._finish(file)
 
