@@ -1,19 +1,23 @@
 """Denoise many files to a folder: slice by slice, in bounded memory, stopped and resumed at will.
 
-Planes are read and written here while an engine computes others, in a thread of this process or on
-the workers of a cluster. What is finished is kept aside plane by plane (`batch_state.Scratch`) and
-becomes the result when it is whole, so that no result is ever half-written.
+Planes are read and kept here while an engine computes others, in a thread of this process or on the
+workers of a cluster; meanwhile two threads examine the next file and write the result of the last.
+What is finished is kept aside plane by plane (`batch_state.Scratch`) and becomes the result when it
+is whole, so that no result is ever half-written.
 """
 
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +46,7 @@ from napari_learned_diffusion.jobs.batch_engines import (
     LocalEngine,
     PlaneOutcome,
     PlaneTask,
+    StoppedError,
     settled,
     weights_of,
 )
@@ -255,6 +260,19 @@ def _open_folder(folder: Path) -> Log:
         raise FileWriteError(why_not_written(folder, error)) from error
 
 
+@dataclass(frozen=True)
+class _Examined:
+    """A file of which all is known that there is to know before its planes are denoised."""
+
+    volume: Volume
+    axes: tuple[int, int]
+    target: Path
+    format: Format
+    prepared: Prepared | None
+    record: dict[str, Any]
+    seconds: float
+
+
 @dataclass
 class _File:
     """A file while it is in work."""
@@ -326,6 +344,11 @@ class _Run:
         self.targets: dict[Path, str] = {}
         self.open: dict[int, _File] = {}
         self.running: dict[Any, tuple[_File, int]] = {}
+        self.writing: dict[Future[FileStatus], _File] = {}
+        self.examiner = ThreadPoolExecutor(1, "batch-examine")
+        self.writer = ThreadPoolExecutor(1, "batch-write")
+        self.stop = threading.Event()
+        self.doing = ""
         self.events: deque[BatchProgress] = deque()
         self.start = time.perf_counter()
         self.solver_seconds = 0.0
@@ -336,37 +359,41 @@ class _Run:
     def steps(self) -> Iterator[None]:
         """Do the work; yields whenever something may have happened."""
         self.log.write("batch", files=len(self.files), settings=self.settings)
-        for status in self.files:
+        files = tuple(self.files)
+        ahead = deque(self.examiner.submit(self._examine, status) for status in files[:1])
+        for status, later in zip_longest(files, files[1:]):
             self._say(f"{status.source.name}: opening")
-            yield
-            file = self._begin(status)
+            if later:  # examined while the slices of this one are denoised
+                ahead.append(self.examiner.submit(self._examine, later))
+            file = yield from self._begin(status, ahead.popleft())
             yield
             for number in file.pending if file else ():
                 while len(self.running) >= self.engine.slots:
-                    self._collect()
-                    yield
+                    yield from self._collect()
                 if file is None or file.status.state != "running":
                     break
                 self._submit(file, number)
                 yield
             if file and file.status.state == "running" and not file.pending:
                 self._finish(file)
-        while self.running:
-            yield
-            self._collect()
+        while self.running or self.writing:
+            yield from self._collect()
 
     def reports(self) -> Iterator[BatchProgress]:
         """What has happened since the last time, or a sign of life."""
         if not self.events:
-            self._say("Denoising")
+            self._say(self.doing or "Denoising")
         while self.events:
             yield self.events.popleft()
 
     def close(self) -> None:
         """Let go of files that are in work; they can be resumed."""
+        self.stop.set()
         for future in self.running:
             with suppress(Exception):
                 future.cancel()
+        for thread in (self.examiner, self.writer):
+            thread.shutdown(wait=True, cancel_futures=True)
         for file in self.open.values():
             file.scratch.close()
             self.log.write("stopped", file=file.status.source.name)
@@ -385,33 +412,20 @@ class _Run:
 
     # --- one file ---------------------------------------------------------------------------------
 
-    def _begin(self, status: FileStatus) -> _File | None:
+    def _begin(
+        self, status: FileStatus, examined: Future[_Examined | FileStatus]
+    ) -> Generator[None, None, _File | None]:
         """Open a file, unless it is done or fails."""
         begun = time.perf_counter()
-        source = status.source
+        while not examined.done():
+            yield from self._collect(examined)
         try:
-            known = self.manifest[source.name]
-            if self.batch.only_failed and known.get("state") != "failed":
-                self._skip(status, "It hasn't failed before.")
+            found = examined.result()
+            if isinstance(found, FileStatus):
+                self._report(found)
                 return None
-            stamp, place = source.stamp(), source.place
-            is_known = stamp is not None and known.get("stamp") == stamp
-            same = is_known and known.get("source") == place
-            record = {
-                "source": place,
-                "stamp": stamp,
-                "input_hash": known["input_hash"] if same else source.content_hash(),
-                "settings": self.settings,
-                "weights": self.weights,
-            }
-            unchanged = all(known.get(key) == record[key] for key in _FINGERPRINT)
-            output = self.batch.out / str(known.get("output", ""))
-            if unchanged and known.get("state") == "done" and output.exists():
-                status = replace(status, output=output)
-                self._skip(status, "It was done before, with the same settings.")
-                return None
-            interrupted = unchanged and known.get("state") == "running"
-            file = self._open(status, record, begun, may_replace=interrupted)
+            begun = time.perf_counter() - found.seconds
+            file = self._open(status, found, begun)
         except Exception as error:
             self._fail(replace(status, seconds=time.perf_counter() - begun), error)
             return None
@@ -419,10 +433,28 @@ class _Run:
         self._report(file.current("running"))
         return file
 
-    def _open(
-        self, status: FileStatus, record: dict[str, Any], begun: float, *, may_replace: bool
-    ) -> _File:
+    def _examine(self, status: FileStatus) -> _Examined | FileStatus:
+        """Whether a file has to be denoised, and how; or that it is skipped. In a thread."""
+        begun = time.perf_counter()
         source = status.source
+        known = self.manifest[source.name]
+        if self.batch.only_failed and known.get("state") != "failed":
+            return replace(status, state="skipped", message="It hasn't failed before.")
+        stamp, place = source.stamp(), source.place
+        is_known = stamp is not None and known.get("stamp") == stamp
+        same = is_known and known.get("source") == place
+        record = {
+            "source": place,
+            "stamp": stamp,
+            "input_hash": known["input_hash"] if same else self._hash(source),
+            "settings": self.settings,
+            "weights": self.weights,
+        }
+        unchanged = all(known.get(key) == record[key] for key in _FINGERPRINT)
+        output = self.batch.out / str(known.get("output", ""))
+        if unchanged and known.get("state") == "done" and output.exists():
+            message = "It was done before, with the same settings."
+            return replace(status, state="skipped", output=output, message=message)
         volume = source.read(self.batch.series)
         if "S" in volume.axes:
             raise InvalidImageError(
@@ -431,13 +463,35 @@ class _Run:
             )
         axes = check_image(volume.data, volume.axes_of_planes(self.batch.plane))
         file_format, target = self._target(source, volume)
-        self._check_target(source, target, may_replace)
+        interrupted = unchanged and known.get("state") == "running"
+        self._check_target(source, target, may_replace=interrupted)
+        # A single slice is prepared by the worker: the noise of many files is found in parallel.
+        is_stack = math.prod(volume.data.shape) > math.prod(volume.data.shape[a] for a in axes)
+        prepared = prepare(volume.data, self.config, plane_axes=axes) if is_stack else None
+        seconds = time.perf_counter() - begun
+        return _Examined(volume, axes, target, file_format, prepared, record, seconds)
+
+    def _hash(self, source: Source) -> str:
+        found = source.content_hash(self._ticker(f"{source.name}: checking its content"))
+        self.doing = ""
+        return found
+
+    def _ticker(self, what: str) -> Callable[[float], None]:
+        """For work in a thread: tells how much of it is done, from 0 to 1, and ends it if asked."""
+
+        def tick(part: float) -> None:
+            if self.stop.is_set():
+                raise StoppedError
+            self.doing = f"{what}, {100 * min(part, 1):.0f} %"
+
+        return tick
+
+    def _open(self, status: FileStatus, found: _Examined, begun: float) -> _File:
+        volume, axes, record = found.volume, found.axes, found.record
         shape = volume.data.shape
         count = math.prod(shape) // (shape[axes[0]] * shape[axes[1]])
-        # A single slice is prepared by the worker: the noise of many files is found in parallel.
-        prepared = None if count == 1 else prepare(volume.data, self.config, plane_axes=axes)
         scratch = Scratch(
-            target,
+            found.target,
             {key: record[key] for key in _FINGERPRINT},
             (count, shape[axes[0]], shape[axes[1]]),
             np.dtype(volume.data.dtype),
@@ -445,19 +499,20 @@ class _Run:
         token = f"{status.number} {record['input_hash']}"
         notes = " ".join(volume.metadata.get("notes", ()))
         file = _File(
-            status=replace(status, output=target, message=notes),
+            status=replace(status, output=found.target, message=notes),
             token=token,
             volume=volume,
             axes=axes,
-            target=target,
-            format=file_format,
+            target=found.target,
+            format=found.format,
             scratch=scratch,
-            task=PlaneTask(token, self.config, prepared, volume.spacing(axes)),
-            record=record | {"output": target.relative_to(self.batch.out).as_posix()},
+            task=PlaneTask(token, self.config, found.prepared, volume.spacing(axes)),
+            record=record | {"output": found.target.relative_to(self.batch.out).as_posix()},
             begun=begun,
         )
-        self.manifest.record(source.name, **file.record, state="running")
-        self.log.write("begun", file=source.name, planes=count, resumed=count - len(file.pending))
+        name = status.source.name
+        self.manifest.record(name, **file.record, state="running")
+        self.log.write("begun", file=name, planes=count, resumed=count - len(file.pending))
         return file
 
     def _target(self, source: Source, volume: Volume) -> tuple[Format, Path]:
@@ -500,9 +555,20 @@ class _Run:
         self.running[future] = file, number
         file.in_flight += 1
 
-    def _collect(self) -> None:
-        """Keep the planes that are finished."""
-        for future in self.engine.wait(list(self.running), _HEARTBEAT_SECONDS):
+    def _collect(self, *others: Future[Any]) -> Iterator[None]:
+        """Keep the planes that are finished, in the order in which they were begun.
+
+        Each is told of before the next is kept, and the last of a file before the result is
+        written: who stops at a slice finds that slice, and nothing later of that file. Where
+        nothing is denoised, the wait is for results that are written, or for ``others``.
+        """
+        ended = set()
+        if self.running:
+            ended = set(self.engine.wait(list(self.running), _HEARTBEAT_SECONDS))
+        else:
+            wait([*self.writing, *others], _HEARTBEAT_SECONDS, FIRST_COMPLETED)
+        yield
+        for future in [future for future in self.running if future in ended]:
             file, number = self.running.pop(future)
             file.in_flight -= 1
             if file.status.state != "running":
@@ -512,8 +578,19 @@ class _Run:
             except Exception as error:
                 self._fail_open(file, error)
                 continue
+            yield
             if file.is_whole:
                 self._finish(file)
+        for written in [written for written in self.writing if written.done()]:
+            file = self.writing.pop(written)
+            try:
+                status = written.result()
+            except Exception as error:
+                self._fail_open(file, error)
+            else:
+                del self.open[status.number]
+                self._report(status)
+            yield
 
     def _keep(self, file: _File, number: int, outcome: PlaneOutcome) -> None:
         file.scratch.write(number, outcome.plane)
@@ -525,37 +602,34 @@ class _Run:
         self._report(file.current("running"), file.planes.index(number), outcome.plane)
 
     def _finish(self, file: _File) -> None:
-        """Write the result from the planes, and only then forget them."""
-        try:
-            data = file.scratch.as_array(file.volume.data.shape, file.axes)
-            note = _note(self.config, file.task.prepared)
-            metadata = file.volume.metadata | {"processing": note}
-            staged = write(
-                file.scratch.staging(file.target.name),
-                replace(file.volume, data=data, metadata=metadata),
-                compression=self.batch.compression if file.format.compressions else None,
-                format=file.format.key,
-            )
-            move_into_place(staged, file.target)
-            status = file.current("done", " ".join(_sentences(file)))
-            self.manifest.record(
-                status.source.name,
-                **file.record,
-                state="done",
-                seconds=round(status.seconds, 3),
-                message=status.message,
-            )
-        except Exception as error:
-            self._fail_open(file, error)
-            return
+        self.writing[self.writer.submit(self._write_result, file)] = file
+
+    def _write_result(self, file: _File) -> FileStatus:
+        """Write the result from the planes, and only then forget them. In a thread."""
+        tick = self._ticker(f"{file.status.source.name}: writing the result")
+        data = file.scratch.as_array(file.volume.data.shape, file.axes, tick)
+        note = _note(self.config, file.task.prepared)
+        metadata = file.volume.metadata | {"processing": note}
+        staged = write(
+            file.scratch.staging(file.target.name),
+            replace(file.volume, data=data, metadata=metadata),
+            compression=self.batch.compression if file.format.compressions else None,
+            format=file.format.key,
+        )
+        move_into_place(staged, file.target)
+        self.doing = ""
+        status = file.current("done", " ".join(_sentences(file)))
+        self.manifest.record(
+            status.source.name,
+            **file.record,
+            state="done",
+            seconds=round(status.seconds, 3),
+            message=status.message,
+        )
         file.scratch.remove()
-        del self.open[status.number]
-        self._report(status)
+        return status
 
     # --- what is told -----------------------------------------------------------------------------
-
-    def _skip(self, status: FileStatus, message: str) -> None:
-        self._report(replace(status, state="skipped", message=message))
 
     def _fail_open(self, file: _File, error: Exception) -> None:
         """Give a file up; its planes stay unless its input is what is wrong."""

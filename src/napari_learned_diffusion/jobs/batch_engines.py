@@ -75,8 +75,8 @@ class PlaneOutcome:
     messages: tuple[str, ...]
 
 
-class _StoppedError(Exception):
-    """The batch was closed while a plane was computed."""
+class StoppedError(Exception):
+    """The batch was closed while a thread was at work for it."""
 
 
 class PlaneWorker:
@@ -113,7 +113,7 @@ class PlaneWorker:
             while True:
                 next(steps)
                 if stopped():
-                    raise _StoppedError
+                    raise StoppedError
         except StopIteration as end:
             result = end.value
         finally:

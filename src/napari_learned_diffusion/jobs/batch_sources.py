@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,15 @@ _DICOM, _ZARR = FORMATS["dicom"], FORMATS["zarr"]
 
 _LAZY_ABOVE = 128 * 2**20
 """Bytes above which a file is read slice by slice."""
+
+_HASHED_BYTES = 8 * 2**20
+"""What is read at once of a file for its hash."""
+
+Tick = Callable[[float], None]
+
+
+def _silent(_: float) -> None:
+    """Tell nobody."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +65,9 @@ class Source:
         """What tells at a glance that the content is the same; ``None`` where nothing does."""
         return content_stamp(self.path)
 
-    def content_hash(self) -> str:
-        """SHA-256 of the content."""
-        return content_hash(self.path)
+    def content_hash(self, tick: Tick = _silent) -> str:
+        """SHA-256 of the content; ``tick`` as in `content_hash`."""
+        return content_hash(self.path, tick)
 
     def read(self, series: int | None = None) -> Volume:
         """Open it; lazily where it is large, or a folder, which is read file by file anyway."""
@@ -96,12 +105,13 @@ class VolumeSource(Source):
     def stamp(self) -> list[int] | None:
         return None
 
-    def content_hash(self) -> str:
+    def content_hash(self, tick: Tick = _silent) -> str:
         volume = self.volume
         meaning = (volume.data.dtype.str, volume.data.shape, volume.axes, volume.scale)
         total = hashlib.sha256(repr((*meaning, volume.units)).encode())
         planes = PlaneReader(volume.data, volume.plane_axes)
         for number in range(len(planes)):
+            tick(number / len(planes))
             total.update(np.ascontiguousarray(planes[number]).tobytes())
         return total.hexdigest()
 
@@ -185,14 +195,33 @@ def content_stamp(path: Path) -> list[int]:
     return [len(status), sum(s.st_size for s in status), max(s.st_mtime_ns for s in status)]
 
 
-def content_hash(path: Path) -> str:
-    """SHA-256 of a file, or of the names and contents of all files of a folder."""
+def content_hash(path: Path, tick: Tick = _silent) -> str:
+    """SHA-256 of a file, or of the names and contents of all files of a folder.
+
+    Parameters
+    ----------
+    tick
+        Told again and again how much is done, from 0 to 1; what it raises ends the work.
+    """
+    files = _files(path)
+    size = sum(file.stat().st_size for file in files)
+    read = 0
+
+    def digest(file: Path) -> str:
+        nonlocal read
+        found = hashlib.sha256()
+        with file.open("rb", buffering=0) as stream:
+            while block := stream.read(_HASHED_BYTES):
+                found.update(block)
+                read += len(block)
+                tick(read / max(size, read))
+        return found.hexdigest()
+
     if path.is_file():
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return digest(path)
     total = hashlib.sha256()
-    for file in _files(path):
-        total.update(f"{file.relative_to(path).as_posix()}\0{content_hash(file)}\n".encode())
+    for file in files:
+        total.update(f"{file.relative_to(path).as_posix()}\0{digest(file)}\n".encode())
     return total.hexdigest()
 
 

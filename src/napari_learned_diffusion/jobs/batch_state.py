@@ -11,9 +11,10 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -46,6 +47,8 @@ def write_json(path: Path, content: Any) -> None:
 class Manifest:
     """The records of a batch's files by their names, kept in the output folder.
 
+    Several threads may record.
+
     Parameters
     ----------
     folder
@@ -59,6 +62,7 @@ class Manifest:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / MANIFEST
+        self._turn = threading.Lock()
         self._records: dict[str, dict[str, Any]] = {}
         if self._path.exists():
             try:
@@ -74,8 +78,9 @@ class Manifest:
 
     def record(self, name: str, **values: Any) -> None:
         """Replace the record of a file, on disk too, before this returns."""
-        self._records[name] = values
-        write_json(self._path, {"version": 1, "files": self._records})
+        with self._turn:
+            self._records[name] = values
+            write_json(self._path, {"version": 1, "files": self._records})
 
 
 class Log:
@@ -143,6 +148,8 @@ class _Pixels:
     path: Path
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    tick: Callable[[float], None] = lambda _: None
+    """Told before each read how far into the file it ends, from 0 to 1."""
 
     @property
     def ndim(self) -> int:
@@ -151,6 +158,9 @@ class _Pixels:
     def __getitem__(self, key: tuple[slice, slice, slice]) -> NDArray[Any]:
         (planes, rows, columns), (_, height, width) = key, self.shape
         start, stop, _ = rows.indices(height)
+        first, last, _ = planes.indices(self.shape[0])
+        whole = last - first == self.shape[0]
+        self.tick(stop / height if whole else last / self.shape[0])
         parts = [
             np.fromfile(
                 self.path,
@@ -158,7 +168,7 @@ class _Pixels:
                 (stop - start) * width,
                 offset=(number * height + start) * width * self.dtype.itemsize,
             ).reshape(-1, width)[:, columns]
-            for number in range(*planes.indices(self.shape[0]))
+            for number in range(first, last)
         ]
         return np.stack(parts)
 
@@ -233,8 +243,13 @@ class Scratch:
         self._marking.flush()
         self.done[number] = True
 
-    def as_array(self, shape: tuple[int, ...], plane_axes: tuple[int, int]) -> Any:
-        """The planes as a dask array of ``shape`` whose planes span ``plane_axes``."""
+    def as_array(
+        self, shape: tuple[int, ...], plane_axes: tuple[int, int], tick: Callable[[float], None]
+    ) -> Any:
+        """The planes as a dask array of ``shape`` whose planes span ``plane_axes``.
+
+        ``tick`` is told how much has been read; what it raises ends the reading.
+        """
         import dask.array as da
 
         count, height, width = self._pixels.shape
@@ -243,7 +258,7 @@ class Scratch:
         row_bytes = count * width * self._pixels.dtype.itemsize
         band = max(1, min(height, _BLOCK_BYTES // row_bytes))
         array = da.from_array(  # type: ignore[no-untyped-call]
-            self._pixels,
+            replace(self._pixels, tick=tick),
             chunks=(1, height, width) if last else (count, band, width),
             name=False,
             meta=np.empty((0, 0, 0), self._pixels.dtype),
