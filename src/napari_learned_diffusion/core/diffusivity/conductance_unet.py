@@ -56,6 +56,7 @@ class ConductanceUNet(LearnedDiffusivity):
     )
     reference = "napari-learned-diffusion, docs/research.md"
     stored_in_half = True
+    last_layers = ("merge_fine", "head")
 
     def __init__(
         self, width: int = 32, looks: int = 1, steps: int = 4, reach: int = 4, depth: int = 2
