@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -14,12 +16,13 @@ from napari_learned_diffusion.core.errors import InvalidSettingError
 from napari_learned_diffusion.core.finetuning import (
     Diffusion,
     FineTuneStep,
+    HeldOut,
     Patches,
     Scene,
     adapt,
     gain,
-    held_out_windows,
     tuned_parameters,
+    windows_of,
 )
 from napari_learned_diffusion.core.noise import Gaussian, PoissonGaussian
 from napari_learned_diffusion.core.objectives import NoiseSource
@@ -93,11 +96,12 @@ def test_the_windows_cover_what_is_held_out():
     held_out = np.zeros((300, 200), np.bool_)
     held_out[20:290, 30:180] = True
     image = np.zeros((300, 200), np.float32)
-    windows = held_out_windows([scene(image=image, held_out=held_out)], 0)
+    windows = windows_of([held_out], 0, 12)
     assert sum(int(w.weight.sum()) for w in windows) == held_out.sum()
     assert all(w.weight.shape == image[w.where].shape for w in windows)
-    many = held_out_windows([scene(image=image, held_out=held_out)] * 9, 0)
+    many = windows_of([held_out] * 9, 0, 12)
     assert len(many) == 12
+    assert {w.number for w in many} == set(range(9))
 
 
 @pytest.mark.parametrize("mode", ["paired", "clean", "noisy", "repeats"])
@@ -115,6 +119,7 @@ def test_the_best_step_is_kept(mode):
     model = small()
     with torch.no_grad():
         model.log_steps -= 3  # far too little diffusion: easily bettered
+    start = deepcopy(model)
     config = FineTuneConfig(mode=mode, steps=20, patch=24, batch=2, every=5, learning_rate=5e-2)
     done = steps_of(model, scenes, config)
     assert [s.step for s in done] == list(range(21))
@@ -123,8 +128,9 @@ def test_the_best_step_is_kept(mode):
     assert done[-1].best_held_out == min(looks.values())
     assert looks[done[-1].best_step] == done[-1].best_held_out
     assert done[-1].best_held_out < looks[0]
-    again = steps_of(model, scenes, FineTuneConfig(mode=mode, steps=1, patch=24, batch=1))
-    assert again[0].held_out == pytest.approx(done[-1].best_held_out, rel=1e-5)
+    held = HeldOut(scenes, config, RUN)
+    assert held.begin(start) == looks[0]
+    assert held.look(model) == pytest.approx(done[-1].best_held_out, rel=1e-5)
 
 
 def test_the_same_seed_gives_the_same_model():

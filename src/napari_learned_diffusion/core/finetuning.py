@@ -4,6 +4,9 @@ Patches are drawn from the regions, at random places and flipped, but not turned
 non-square pixels have a direction. No patch holds a pixel of the held-out part, which alone decides
 which step is the best. Training runs the product's own solver, the limiter included, with the noise
 model of each slice.
+
+Errors are counted relative to the starting model's in the same slice, so that slices count alike
+however bright or noisy they are, as decibels do.
 """
 
 from __future__ import annotations
@@ -48,6 +51,9 @@ MOST_WINDOWS = 12
 CONTEXT = 24
 """Pixels around a window that the model sees beside it."""
 
+MOST_UNLIKE = 8.0
+"""By which factor the weights of slices may differ from their mean, at most."""
+
 _ENOUGH = 0.5
 """Share of the best patch's region pixels that a patch must hold to be drawn."""
 
@@ -84,15 +90,15 @@ class Scene:
     valid: Mask | None = None
 
     @property
-    def scale(self) -> float:
-        """Variance of the noise, mean over the regions: what errors are counted in."""
+    def noise_variance(self) -> float:
+        """Variance of the noise, mean over the regions."""
         inside = self.learn | self.held_out
         return float(np.mean(self.source.model.variance(self.estimate[inside].astype(np.float64))))
 
 
 @dataclass(frozen=True)
 class FineTuneStep:
-    """What a step did. Losses are squared errors in units of the noise's variance.
+    """What a step did. Losses are squared errors relative to the starting model's.
 
     Parameters
     ----------
@@ -101,7 +107,7 @@ class FineTuneStep:
     loss
         Of this step's patches; NaN of the starting model.
     held_out
-        On the held-out part; ``None`` where it wasn't looked at.
+        On the held-out part, about 1 of the starting model; ``None`` where it wasn't looked at.
     best_step, best_held_out
         The best so far.
     """
@@ -175,9 +181,8 @@ def adapt(
     InvalidSettingError
         if the regions hold no patch that is clear of the held-out part, or the training diverges.
     """
-    device = next(model.parameters()).device
     patches = Patches(scenes, config.patch)
-    windows = held_out_windows(scenes, config.seed)
+    held = HeldOut(scenes, config, diffusion)
     tuned = tuned_parameters(model, config)
     model.requires_grad_(False)
     for parameter in tuned:
@@ -185,19 +190,20 @@ def adapt(
     optimiser = make_optimiser(tuned)
     best = deepcopy(model.state_dict())
     model.eval()
-    start = _look(model, windows, config, diffusion, device)
+    start = held.begin(model)
     best_step, best_held_out, looks_without = 0, start, 0
     yield FineTuneStep(0, math.nan, start, 0, start)
     for step in range(config.steps):
         if stop is not None and stop():
             break
         rng = np.random.default_rng([config.seed, step])
-        loss = _loss(model, patches.draw(config.batch, rng), config, diffusion, device, rng)
+        drawn = patches.draw(config.batch, rng)
+        loss = _loss(model, drawn, held.scales, config, diffusion, rng)
         rate = learning_rate(step, config.steps, config.learning_rate)
         descend(optimiser, loss, float(loss.detach()), rate, step)
         held_out = None
         if (step + 1) % config.every == 0 or step + 1 == config.steps:
-            held_out = _look(model, windows, config, diffusion, device)
+            held_out = held.look(model)
             looks_without += 1
             if held_out < best_held_out:
                 best, best_step, best_held_out = deepcopy(model.state_dict()), step + 1, held_out
@@ -307,14 +313,14 @@ def _sums(mask: Mask, rows: int, columns: int) -> NDArray[np.int64]:
 def _loss(
     model: LearnedDiffusivity,
     patches: Sequence[Patch],
+    scales: NDArray[np.float64],
     config: FineTuneConfig,
     diffusion: Diffusion,
-    device: torch.device,
     rng: np.random.Generator,
 ) -> Tensor:
-    """Mean over the patches of their error in units of their noise."""
+    """Mean over the patches of their error, each over the scale of its scene."""
     total: Tensor | float = 0.0
-    batch = partial(as_batch, device=device)
+    batch = partial(as_batch, device=next(model.parameters()).device)
     for number in sorted({p.number for p in patches}):
         group = [p for p in patches if p.number == number]
         scene = group[0].scene
@@ -326,7 +332,7 @@ def _loss(
         valid = None if scene.valid is None else batch([p.of(scene.valid) for p in group])
         u = diffusion(model, noisy, noise, valid, gradients=True)
         errors = squared_error(u, target, batch([p.of(scene.learn) for p in group]))
-        total = total + errors.sum() / scene.scale
+        total = total + errors.sum() / float(scales[number])
     assert isinstance(total, Tensor)
     return total / len(patches)
 
@@ -355,29 +361,29 @@ def _with_noise(image: Image, inside: Mask, source: NoiseSource, rng: np.random.
 class Window:
     """A part of a scene around held-out pixels, and the seed of the noise it is looked at with."""
 
-    scene: Scene
+    number: int
     where: tuple[slice, slice]
     weight: Mask
     seed: tuple[int, ...]
 
 
-def held_out_windows(scenes: Sequence[Scene], seed: int) -> list[Window]:
-    """Windows that cover the held-out pixels, or so many of them as are enough."""
+def windows_of(masks: Sequence[Mask], seed: int, most: int) -> list[Window]:
+    """Windows that cover some pixels of each scene, or so many of the windows as are enough."""
     windows = []
-    for number, scene in enumerate(scenes):
-        rows, columns = (np.flatnonzero(scene.held_out.any(axis)) for axis in (1, 0))
+    for number, mask in enumerate(masks):
+        rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
         if len(rows) == 0:
             continue
         for y in range(rows[0], rows[-1] + 1, WINDOW):
             for x in range(columns[0], columns[-1] + 1, WINDOW):
-                inner = np.zeros_like(scene.held_out)
+                inner = np.zeros_like(mask)
                 inner[y : y + WINDOW, x : x + WINDOW] = True
-                inner &= scene.held_out
+                inner &= mask
                 if inner.any():
                     where = _around(inner)
-                    windows.append(Window(scene, where, inner[where], (seed, number, y, x)))
-    if len(windows) > MOST_WINDOWS:
-        at = (np.arange(MOST_WINDOWS) + 0.5) * len(windows) / MOST_WINDOWS
+                    windows.append(Window(number, where, inner[where], (seed, number, y, x)))
+    if len(windows) > most:
+        at = (np.arange(most) + 0.5) * len(windows) / most
         windows = [windows[int(i)] for i in at]
     return windows
 
@@ -390,37 +396,71 @@ def _around(mask: Mask) -> tuple[slice, slice]:
     return edges[0], edges[1]
 
 
-def _look(
-    model: LearnedDiffusivity,
-    windows: Sequence[Window],
-    config: FineTuneConfig,
-    diffusion: Diffusion,
-    device: torch.device,
-) -> float:
-    """Error over the held-out pixels in units of the noise's variance, or an estimate of it."""
-    errors, pixels = 0.0, 0
-    batch = partial(as_batch, device=device)
-    for window in windows:
-        scene, where = window.scene, window.where
+class HeldOut:
+    """Looks at the held-out part.
+
+    Attributes
+    ----------
+    scales
+        Of each scene, the squared error of the starting model, within limits: an error that is
+        nearly nothing, as in a dark corner, mustn't count for everything.
+    """
+
+    def __init__(
+        self, scenes: Sequence[Scene], config: FineTuneConfig, diffusion: Diffusion
+    ) -> None:
+        self.scenes, self.config, self.diffusion = scenes, config, diffusion
+        held_out = [scene.held_out for scene in scenes]
+        self.windows = windows_of(held_out, config.seed, MOST_WINDOWS)
+        self.scales = np.ones(len(scenes))
+
+    def begin(self, model: LearnedDiffusivity) -> float:
+        """Set the scales; the error of the starting model, about 1."""
+        inside = [scene.learn | scene.held_out for scene in self.scenes]
+        most = max(MOST_WINDOWS, len(inside))
+        errors, pixels = self._errors(model, windows_of(inside, self.config.seed, most))
+        noise = np.array([scene.noise_variance for scene in self.scenes])
+        seen = pixels > 0
+        relative = errors[seen] / noise[seen]
+        middle = max(float(np.average(relative, weights=pixels[seen])), 1e-3)
+        relative = np.clip(relative, middle / MOST_UNLIKE, middle * MOST_UNLIKE)
+        self.scales = noise * middle
+        self.scales[seen] = noise[seen] * relative
+        return self.look(model)
+
+    def look(self, model: LearnedDiffusivity) -> float:
+        """Mean over the held-out pixels of the error, or of its estimate, over the scale."""
+        errors, pixels = self._errors(model, self.windows)
+        return float(np.average(errors / self.scales, weights=pixels))
+
+    def _errors(
+        self, model: LearnedDiffusivity, windows: Sequence[Window]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Squared error of each scene, and the number of pixels that it was measured on."""
+        sums, pixels = np.zeros(len(self.scenes)), np.zeros(len(self.scenes))
+        for window in windows:
+            count = int(window.weight.sum())
+            sums[window.number] += count * self._error(model, window)
+            pixels[window.number] += count
+        return sums / np.maximum(pixels, 1), pixels
+
+    def _error(self, model: LearnedDiffusivity, window: Window) -> float:
+        scene, where = self.scenes[window.number], window.where
+        batch = partial(as_batch, device=next(model.parameters()).device)
         # The same random numbers at every look, so that looks can be compared.
         rng = np.random.default_rng(window.seed)
         valid = None if scene.valid is None else batch([scene.valid[where]])
-        denoise = partial(_denoise, model, diffusion, scene.source.model, valid)
+        denoise = partial(_denoise, model, self.diffusion, scene.source.model, valid)
         image, weight = scene.image[where], batch([window.weight])
-        if config.mode in ("paired", "clean"):
+        if self.config.mode in ("paired", "clean"):
             noisy, target = image, scene.target[where] if scene.target is not None else image
-            if config.mode == "clean":
+            if self.config.mode == "clean":
                 noisy = _with_noise(image, window.weight, scene.source, rng)
-            error = float(squared_error(denoise(batch([noisy])), batch([target]), weight))
-        else:
-            estimate = scene.estimate[where].astype(np.float64)
-            probe = batch([scene.source.draw(estimate, rng)])
-            variance = batch([scene.source.model.variance(estimate)])
-            error = sure(denoise, batch([image]), probe, variance, weight)
-        count = int(window.weight.sum())
-        errors += count * error / scene.scale
-        pixels += count
-    return errors / pixels
+            return float(squared_error(denoise(batch([noisy])), batch([target]), weight))
+        estimate = scene.estimate[where].astype(np.float64)
+        probe = batch([scene.source.draw(estimate, rng)])
+        variance = batch([scene.source.model.variance(estimate)])
+        return sure(denoise, batch([image]), probe, variance, weight)
 
 
 def _denoise(

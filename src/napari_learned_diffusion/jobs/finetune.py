@@ -66,14 +66,14 @@ PREVIEW_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class Curve:
-    """The course of a fine-tuning: errors in units of the noise's variance, by step.
+    """The course of a fine-tuning: errors relative to the starting model's, by step.
 
     Parameters
     ----------
     training
         Of the patches of each step, from step 1.
     held_out
-        Of the held-out part, as step and error; the first is the starting model.
+        Of the held-out part, as step and error; the first is the starting model, about 1.
     """
 
     training: tuple[float, ...] = ()
