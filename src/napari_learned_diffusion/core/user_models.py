@@ -173,6 +173,11 @@ def save_user_model(
     return read_header(path)
 
 
+def check_name(name: str, *, overwrite: bool = False) -> None:
+    """Refuse a name that can't be used or is taken, before there is anything to save."""
+    _free_path(name, overwrite=overwrite)
+
+
 def rename_user_model(name: str, new: str) -> UserModel:
     """Give a model another name; raises as `user_model` and `save_user_model`."""
     old = user_model(name)
@@ -244,11 +249,6 @@ def import_user_model(
 
 
 def _path(name: str) -> Path:
-    _check_name(name)
-    return models_folder() / f"{name}{SUFFIX}"
-
-
-def _check_name(name: str) -> None:
     is_good = (
         len(name) <= LONGEST_NAME
         and _NAME.fullmatch(name) is not None
@@ -260,6 +260,7 @@ def _check_name(name: str) -> None:
             f"A model can't be called {name!r}. Take up to {LONGEST_NAME} letters, digits, spaces, "
             "and any of _ - + . ( ), with a letter or digit first."
         )
+    return models_folder() / f"{name}{SUFFIX}"
 
 
 def _free_path(name: str, *, overwrite: bool) -> Path:
