@@ -46,6 +46,7 @@ def _isolate_user_folders() -> None:
     for name, folder in folders.items():
         folder.mkdir(parents=True, exist_ok=True)
         os.environ[name] = str(folder)
+    os.environ.pop("LEARNED_DIFFUSION_MODELS", None)
     os.environ["NAPARI_CONFIG"] = str(home / "napari" / "settings.yaml")
 
 
@@ -56,6 +57,14 @@ _isolate_user_folders()
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+
+@pytest.fixture
+def user_models_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of its own for the user's models; it isn't there yet."""
+    folder = tmp_path / "user models"
+    monkeypatch.setenv("LEARNED_DIFFUSION_MODELS", str(folder))
+    return folder
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -10,9 +10,12 @@ import pytest
 
 import napari_learned_diffusion as package
 from napari_learned_diffusion import (
+    FineTuned,
+    LearnedDiffusionError,
     PoissonGaussian,
     denoise,
     diffusivity,
+    fine_tune,
     list_models,
     orientation,
 )
@@ -134,3 +137,21 @@ def test_settings_copied_as_python_do_the_same(config):
     exec(as_python(config, spacing=spacing, tiling=TilingConfig(tile=64)), scope)
     settings = {k: v for k, v in config.changed().items() if k != "model"}
     np.testing.assert_array_equal(scope["denoised"], denoise(image, spacing=spacing, **settings))
+
+
+def test_fine_tune_from_a_mask(user_models_folder):
+    rng = np.random.default_rng(0)
+    clean = np.kron(rng.uniform(0, 100, (4, 4)), np.ones((8, 8)))
+    noisy = clean + rng.normal(0, 10, clean.shape)
+    settings = {"noise_sigma": 10, "steps": 2, "patch": 16, "batch": 1, "device": "cpu"}
+    tuned = fine_tune(
+        noisy, clean > 0, reference=clean, model="foe-splines", save="cells", **settings
+    )
+    assert isinstance(tuned, FineTuned)
+    assert tuned.steps == 2
+    saved = [m.key for m in list_models() if m.key.startswith("my/")]
+    assert saved == (["my/cells"] if tuned.improved else [])
+    with pytest.raises(InvalidSettingError, match="no setting wrong"):
+        fine_tune(noisy, clean > 0, wrong=3)
+    with pytest.raises(LearnedDiffusionError, match="shape"):
+        fine_tune(noisy, clean[0] > 0, reference=clean)

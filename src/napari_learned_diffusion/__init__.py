@@ -11,8 +11,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from napari_learned_diffusion.api import denoise, diffusivity, orientation
-    from napari_learned_diffusion.config import DiffusionConfig, MapsConfig, TilingConfig
+    from napari_learned_diffusion.api import denoise, diffusivity, fine_tune, orientation
+    from napari_learned_diffusion.config import (
+        DiffusionConfig,
+        FineTuneConfig,
+        MapsConfig,
+        TilingConfig,
+    )
     from napari_learned_diffusion.core.errors import LearnedDiffusionError
     from napari_learned_diffusion.core.noise import (
         Correlated,
@@ -24,12 +29,15 @@ if TYPE_CHECKING:
     from napari_learned_diffusion.core.noise_estimation import NoiseEstimate, estimate_noise
     from napari_learned_diffusion.core.zoo import ModelCard, load_model
     from napari_learned_diffusion.core.zoo import list_cards as list_models
+    from napari_learned_diffusion.jobs.finetune import FineTuned
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Correlated",
     "DiffusionConfig",
+    "FineTuneConfig",
+    "FineTuned",
     "Gaussian",
     "LearnedDiffusionError",
     "MapsConfig",
@@ -42,6 +50,7 @@ __all__ = [
     "denoise",
     "diffusivity",
     "estimate_noise",
+    "fine_tune",
     "list_models",
     "load_model",
     "orientation",
@@ -50,6 +59,8 @@ __all__ = [
 _HOMES = {
     "Correlated": "core.noise:Correlated",
     "DiffusionConfig": "config:DiffusionConfig",
+    "FineTuneConfig": "config:FineTuneConfig",
+    "FineTuned": "jobs.finetune:FineTuned",
     "Gaussian": "core.noise:Gaussian",
     "LearnedDiffusionError": "core.errors:LearnedDiffusionError",
     "MapsConfig": "config:MapsConfig",
@@ -62,6 +73,7 @@ _HOMES = {
     "denoise": "api:denoise",
     "diffusivity": "api:diffusivity",
     "estimate_noise": "core.noise_estimation:estimate_noise",
+    "fine_tune": "api:fine_tune",
     "list_models": "core.zoo:list_cards",
     "load_model": "core.zoo:load_model",
     "orientation": "api:orientation",

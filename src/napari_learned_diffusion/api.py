@@ -11,6 +11,8 @@ from napari_learned_diffusion.config import (
     DEFAULT_MODEL,
     Device,
     DiffusionConfig,
+    FineTuneConfig,
+    FineTuneMode,
     MapsConfig,
     NoiseModel,
     TilingConfig,
@@ -18,8 +20,11 @@ from napari_learned_diffusion.config import (
 )
 from napari_learned_diffusion.core.errors import InvalidSettingError
 from napari_learned_diffusion.jobs.denoise import Denoised, denoise_lazy, denoise_stack
-from napari_learned_diffusion.jobs.planes import PlaneAxes
+from napari_learned_diffusion.jobs.finetune import FineTuned
+from napari_learned_diffusion.jobs.finetune import fine_tune as fine_tune_job
+from napari_learned_diffusion.jobs.planes import PlaneAxes, check_image
 from napari_learned_diffusion.jobs.progress import run
+from napari_learned_diffusion.jobs.regions import Region, regions_of_mask
 
 
 def denoise(
@@ -199,6 +204,101 @@ def orientation(
     if done.orientation is None or done.anisotropy is None:
         raise _no_step("orientation")
     return done.orientation, done.anisotropy
+
+
+def fine_tune(
+    image: Any,
+    regions: Any,
+    mode: FineTuneMode = FineTuneConfig.mode,
+    *,
+    reference: Any = None,
+    model: str = DEFAULT_MODEL,
+    noise: NoiseModel | None = None,
+    noise_sigma: float | None = None,
+    device: Device = "auto",
+    save: str | None = None,
+    overwrite: bool = False,
+    axes: PlaneAxes = (-2, -1),
+    spacing: tuple[float, float] = (1.0, 1.0),
+    iterations: int | None = None,
+    **settings: Any,
+) -> FineTuned:
+    """Fine-tune a model on selected regions of a stack, and save it under a name.
+
+    A part of the regions is never trained on; it tells which step is the best. Where no step beats
+    the starting model, that one is kept, and nothing is saved.
+
+    Parameters
+    ----------
+    image
+        As of `denoise`.
+    regions
+        Array of the image's shape, selected where it isn't 0 (a mask, or labels), or a list of
+        `jobs.regions.Region`.
+    mode
+        ``"paired"``: with a clean ``reference``. ``"clean"``: the regions themselves are good, and
+        noise of the stack's own level is added. ``"noisy"``: noisy regions alone. ``"repeats"``:
+        with a second noisy image as ``reference``. ``"neighbours"``: with the slices before and
+        after.
+    reference
+        Array of the image's shape. A clean one may have another scale and offset.
+    model
+        Key of the model to start from, which stays as it is.
+    save
+        Name; the model then goes by ``my/NAME``.
+    overwrite
+        Whether to replace a model of that name.
+    **settings
+        Any other field of `FineTuneConfig`: ``steps``, ``learning_rate``, ``patch``, ``batch``,
+        ``parameters``, ``added_noise``, ``held_out``, ``every``, ``patience``, ``seed``.
+
+    The others are as of `denoise`.
+
+    Returns
+    -------
+    FineTuned
+        with the gain in decibels on the held-out part, the course of the losses and the model.
+
+    Raises
+    ------
+    LearnedDiffusionError
+        if there is nothing to learn from or to save to; the message says what to do.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from napari_learned_diffusion import fine_tune
+    >>> rng = np.random.default_rng(0)
+    >>> clean = np.kron(rng.uniform(0, 100, (8, 8)), np.ones((8, 8)))
+    >>> noisy = clean + rng.normal(0, 10, clean.shape)
+    >>> tuned = fine_tune(noisy, clean > 0, reference=clean, noise_sigma=10, steps=2, patch=16)
+    >>> tuned.steps
+    2
+    """
+    unknown = set(settings) - set(FineTuneConfig.__dataclass_fields__)
+    if unknown:
+        raise InvalidSettingError(
+            f"There is no setting {', '.join(sorted(unknown))}. "
+            f"There are: {', '.join(FineTuneConfig.__dataclass_fields__)}."
+        )
+    image = _as_array(image)
+    plane_axes = check_image(image, axes)
+    if not (isinstance(regions, list) and all(isinstance(r, Region) for r in regions)):
+        regions = regions_of_mask(_as_array(regions), tuple(image.shape), plane_axes)
+    tuned = run(
+        fine_tune_job(
+            image,
+            regions,
+            FineTuneConfig(mode, **settings),
+            _config(model, noise, noise_sigma, iterations, device, {}),
+            reference=None if reference is None else _as_array(reference),
+            plane_axes=plane_axes,
+            spacing=spacing,
+        )
+    )
+    if save is not None and tuned.improved:
+        tuned.save(save, overwrite=overwrite)
+    return tuned
 
 
 def _no_step(name: str) -> InvalidSettingError:

@@ -29,6 +29,7 @@ from rich.table import Table
 from typer.core import TyperGroup
 
 from napari_learned_diffusion.cli_batch import batch
+from napari_learned_diffusion.cli_finetune import fine_tune, models, takes_learning
 from napari_learned_diffusion.cli_train import train
 from napari_learned_diffusion.config import (
     DEFAULT_MODEL,
@@ -595,23 +596,10 @@ def estimate(
     typer.echo(found.message)
 
 
-@app.command()
-def models() -> None:
-    """List the models: what each is for, and how many parameters it has learned."""
-    from napari_learned_diffusion.core.zoo import STANDARD_MODEL, list_cards
-
-    table = Table(box=None, padding=(0, 2, 1, 0))
-    table.add_column("Model", no_wrap=True, style="bold")
-    table.add_column("Learned\nparameters", justify="right")
-    table.add_column("What it is")
-    for card in list_cards():
-        default = " It is the default." if card.key == STANDARD_MODEL else ""
-        table.add_row(card.key, f"{card.parameters:,}", f"{card.title}. {card.summary}{default}")
-    Console().print(table)
-
-
 app.command()(_takes_settings(batch))
 app.command()(train)
+app.command()(_takes_settings(takes_learning(fine_tune)))
+app.add_typer(models, name="models")
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -32,8 +32,16 @@ FUNCTIONS: tuple[Function, ...] = ("rational", "exponential")
 SCHEMES: tuple[SchemeName, ...] = ("explicit", "fed")
 PRECISIONS: tuple[Precision, ...] = ("float32", "float64", "mixed")
 NOISE_CHOICES: tuple[NoiseChoice, ...] = get_args(NoiseChoice)
+FineTuneMode = Literal["paired", "clean", "noisy", "repeats", "neighbours"]
+AddedNoise = Literal["auto", "model", "measured"]
+TunedParameters = Literal["all", "last"]
+FINE_TUNE_MODES: tuple[FineTuneMode, ...] = get_args(FineTuneMode)
+ADDED_NOISES: tuple[AddedNoise, ...] = get_args(AddedNoise)
+TUNED_PARAMETERS: tuple[TunedParameters, ...] = get_args(TunedParameters)
 NOISE_SCOPES: tuple[NoiseScope, ...] = ("auto", "stack", "slice")
 MAX_ITERATIONS = 100_000
+SMALLEST_PATCH = 16
+"""Edge length of the patches of a fine-tuning, in pixels, at least."""
 CHECKPOINT_EVERY = 250
 """Steps of a training between two validations and checkpoints."""
 
@@ -234,11 +242,9 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "patch", "iterations"):
-            if getattr(self, name) < 1:
-                raise InvalidSettingError(f"{name} must be at least 1, not {getattr(self, name)}.")
+            _check_least(name, getattr(self, name), 1)
         _check_positive("tau", self.tau)
-        if self.seed < 0:
-            raise InvalidSettingError(f"seed must be at least 0, not {self.seed}.")
+        _check_least("seed", self.seed, 0)
         low, high = self.noise_range
         if not 0 < low <= high < math.inf:
             raise InvalidSettingError(
@@ -258,6 +264,80 @@ class TrainingConfig:
             raise InvalidSettingError(
                 f"The learning rate must be a finite number above 0, not {self.learning_rate}."
             )
+
+
+@dataclass(frozen=True)
+class FineTuneConfig:
+    """How to fine-tune a model on selected regions.
+
+    Parameters
+    ----------
+    mode
+        What there is to learn from. ``"paired"``: a reference, the same image with little noise.
+        ``"clean"``: the regions themselves are good; noise of the stack's own level is added to
+        them. ``"noisy"``: noisy regions alone, by the known noise model (Recorrupted2Recorrupted).
+        ``"repeats"``: a second noisy image of the same (Noise2Noise). ``"neighbours"``: the slices
+        before and after, which show nearly the same (Noise2Noise).
+    added_noise
+        Noise that is added in the modes ``"clean"`` and ``"noisy"``: drawn from the noise
+        ``"model"``, or with the spectrum ``"measured"`` in flat parts of the stack; ``"auto"``
+        measures where the noise is correlated.
+    steps
+        Optimiser steps at most, at least 1.
+    learning_rate
+        Highest one; it rises over the first fifth of the steps and falls to 0 along a cosine.
+    patch, batch
+        Edge length of the patches, in pixels, at least 16, and patches in a step.
+    parameters
+        ``"all"``, or the ``"last"`` layers and activation functions only.
+    held_out
+        Part of the regions, above 0 and at most 0.5, that is never trained on: it tells which step
+        is the best.
+    every
+        Steps between two looks at the held-out part.
+    patience
+        Looks without a better step after which the training ends.
+    seed
+        Of patches and noise, at least 0: the same seed and regions give the same model.
+    """
+
+    mode: FineTuneMode = "paired"
+    added_noise: AddedNoise = "auto"
+    steps: int = 300
+    learning_rate: float = 1e-3
+    patch: int = 64
+    batch: int = 4
+    parameters: TunedParameters = "all"
+    held_out: float = 0.2
+    every: int = 15
+    patience: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_choice("fine-tuning mode", self.mode, FINE_TUNE_MODES)
+        _check_choice("added noise", self.added_noise, ADDED_NOISES)
+        _check_choice("choice of parameters", self.parameters, TUNED_PARAMETERS)
+        for name, least in (("steps", 1), ("batch", 1), ("every", 1), ("patience", 1), ("seed", 0)):
+            _check_least(name, getattr(self, name), least)
+        _check_least("patch", self.patch, SMALLEST_PATCH)
+        if not 0 < self.learning_rate < math.inf:
+            raise InvalidSettingError(
+                f"The learning rate must be a finite number above 0, not {self.learning_rate}."
+            )
+        if not 0 < self.held_out <= 0.5:
+            raise InvalidSettingError(
+                f"The held-out part must be above 0 and at most 0.5, not {self.held_out}."
+            )
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether there must be a second image."""
+        return self.mode in ("paired", "repeats")
+
+
+def _check_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise InvalidSettingError(f"{name} must be at least {least}, not {value}.")
 
 
 def _check_positive(name: str, value: float | None) -> None:
@@ -282,6 +362,7 @@ def noise_from_arguments(noise: NoiseModel | None, noise_sigma: float | None) ->
 __all__ = [
     "Correlated",
     "DiffusionConfig",
+    "FineTuneConfig",
     "Gaussian",
     "MapsConfig",
     "NoiseModel",

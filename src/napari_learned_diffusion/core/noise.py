@@ -46,6 +46,10 @@ class NoiseModel(ABC):
     def transformed(self, scale: float, shift: float) -> Self:
         """The noise model of ``scale * u + shift`` where this is the one of ``u``; scale > 0."""
 
+    @abstractmethod
+    def amplified(self, factor: float) -> Self:
+        """The same noise with ``factor`` times the variance, > 0."""
+
     @property
     @abstractmethod
     def is_zero(self) -> bool:
@@ -89,6 +93,9 @@ class _SameEverywhere(NoiseModel):
 
     def transformed(self, scale: float, shift: float) -> Self:
         return replace(self, noise_sigma=self.noise_sigma * scale)
+
+    def amplified(self, factor: float) -> Self:
+        return replace(self, noise_sigma=self.noise_sigma * factor**0.5)
 
     @property
     def is_zero(self) -> bool:
@@ -241,6 +248,9 @@ class PoissonGaussian(NoiseModel):
         gain = self.gain * scale
         return type(self)(gain, self.offset * scale**2 - gain * shift)
 
+    def amplified(self, factor: float) -> Self:
+        return type(self)(self.gain * factor, self.offset * factor)
+
     @property
     def is_zero(self) -> bool:
         return False
@@ -342,6 +352,9 @@ class Rician(NoiseModel):
 
     def transformed(self, scale: float, shift: float) -> Self:
         return type(self)(self.noise_sigma * scale, self.pedestal * scale + shift)
+
+    def amplified(self, factor: float) -> Self:
+        return type(self)(self.noise_sigma * factor**0.5, self.pedestal)
 
     @property
     def is_zero(self) -> bool:

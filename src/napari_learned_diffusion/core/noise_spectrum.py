@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import map_coordinates
 
 from napari_learned_diffusion.core.noise_fit import MAX_CLIPPED, bin_numbers, group_members
 from napari_learned_diffusion.core.noise_measurement import (
@@ -82,6 +83,9 @@ class FlatSpectrum:
         only doesn't tell the noise of all else.
     spread
         Largest over smallest variance of the planes.
+    spectrum
+        ``(SIZE, SIZE)``, the energy of each cosine frequency over the variance of a pixel; its
+        mean is 1. The first frequencies, which shading lifts, are filled in by their neighbours.
     """
 
     noise_sigma: float
@@ -96,6 +100,7 @@ class FlatSpectrum:
     unlikeness: float
     coverage: float
     spread: float
+    spectrum: Floats
 
     @property
     def is_clear(self) -> bool:
@@ -171,7 +176,26 @@ def flat_spectrum(pixels: Pixels, sample: NDArray[Any]) -> FlatSpectrum | None:
         unlikeness=_unlikeness(activity, flat),
         coverage=float(np.ptp(means[even])) / max(span, np.finfo(np.float64).tiny),
         spread=max(levels) / min(levels),
+        spectrum=_filled(spectrum),
     )
+
+
+def _filled(spectrum: Floats) -> Floats:
+    f = _Frequencies
+    filled = np.where(f.used, spectrum, spectrum[f.lowest].mean())
+    return np.asarray(filled / filled.mean())
+
+
+def coloured(white: Floats, spectrum: Floats) -> Floats:
+    """White noise ``(..., h, w)`` of variance 1, as noise of that `FlatSpectrum.spectrum`.
+
+    Correlated across the ends of an axis as if it were cyclic.
+    """
+    along = [2 * SIZE * np.abs(np.fft.fftfreq(n)) for n in white.shape[-2:]]
+    at = np.meshgrid(*along, indexing="ij")
+    energy = map_coordinates(spectrum, at, order=1, mode="nearest")
+    transfer = np.sqrt(energy / energy.mean())
+    return np.asarray(np.fft.ifft2(np.fft.fft2(white) * transfer).real)
 
 
 def _measure(pixels: Pixels, sample: NDArray[Any]) -> _Blocks:

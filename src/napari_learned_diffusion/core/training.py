@@ -18,7 +18,7 @@ processes share the patches of a step, so that their number changes nothing eith
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -178,7 +178,7 @@ def fit(
             f"Take a multiple of {number}."
         )
     device = next(model.parameters()).device
-    optimiser = torch.optim.AdamW(model.parameters(), weight_decay=0.0)
+    optimiser = make_optimiser(model.parameters())
     done = 0
     if resume and checkpoint is not None and checkpoint.exists():
         done = _resume(checkpoint, model, optimiser, config)
@@ -186,8 +186,7 @@ def fit(
     if number > 1:
         objective = DistributedDataParallel(objective)
     for step in range(done, config.steps):
-        rate = _learning_rate(step, config)
-        optimiser.param_groups[0]["lr"] = rate
+        rate = learning_rate(step, config.steps, config.learning_rate)
         clean, noisy, noise_sigma = (
             t[rank::number].to(device) for t in draw_patches(images.training, config, step)
         )
@@ -195,15 +194,7 @@ def fit(
         loss: Tensor = objective(clean, noisy, noise_sigma)
         # What the processes agree on, so that all of them stop.
         mean_loss = mean_over_processes(loss.detach())
-        if not math.isfinite(mean_loss):
-            raise InvalidSettingError(
-                f"The loss is no number any more in step {step + 1}: the training diverged. "
-                "Take a lower learning rate."
-            )
-        optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # averages over the processes
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        descend(optimiser, loss, mean_loss, rate, step)
         validation = None
         if (step + 1) % every == 0 or step + 1 == config.steps:
             validation = validate(model, images.validation, config)
@@ -345,11 +336,54 @@ def _loss(u: Tensor, clean: Tensor, noise_sigma: Tensor) -> Tensor:
     return (error * noise_sigma).mean() / _REFERENCE_NOISE
 
 
-def _learning_rate(step: int, config: TrainingConfig) -> float:
-    part = (step + 0.5) / config.steps
+# --- what every training of a model shares ----------------------------------------------------
+
+
+def make_optimiser(parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
+    """The optimiser of some parameters."""
+    return torch.optim.AdamW(parameters, weight_decay=0.0)
+
+
+def learning_rate(step: int, steps: int, highest: float) -> float:
+    """Of a step, from 0: it rises over the first fifth of the steps, then falls along a cosine."""
+    part = (step + 0.5) / steps
     if part < 0.2:
-        return config.learning_rate * part / 0.2
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (part - 0.2) / 0.8))
+        return highest * part / 0.2
+    return highest * 0.5 * (1 + math.cos(math.pi * (part - 0.2) / 0.8))
+
+
+def descend(
+    optimiser: torch.optim.AdamW, loss: Tensor, mean_loss: float, rate: float, step: int
+) -> None:
+    """Take a step down the gradient, clipped to a norm of 1.
+
+    Parameters
+    ----------
+    loss
+        What this process's patches give; its gradient is averaged over the processes.
+    mean_loss
+        Its mean over the processes, by which all of them stop if it is no number.
+    rate
+        Learning rate of this step.
+    step
+        Number of steps done.
+
+    Raises
+    ------
+    InvalidSettingError
+        if the training diverges.
+    """
+    if not math.isfinite(mean_loss):
+        raise InvalidSettingError(
+            f"The loss is no number any more in step {step + 1}: the training diverged. "
+            "Take a lower learning rate."
+        )
+    (group,) = optimiser.param_groups
+    group["lr"] = rate
+    optimiser.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
+    optimiser.step()
 
 
 # --- checkpoints ------------------------------------------------------------------------------

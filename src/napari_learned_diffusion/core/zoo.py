@@ -1,7 +1,8 @@
 """The models that there are, what their cards say, and how to make one ready to use.
 
 A *card* is the JSON file ``weights/KEY.json``: what a model is for, in words for users, and where
-its parameters come from. Reading the cards imports no torch.
+its parameters come from. The user's own models have theirs in their files, see `core.user_models`.
+Reading the cards imports no torch.
 """
 
 from __future__ import annotations
@@ -15,6 +16,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from napari_learned_diffusion.config import DEFAULT_MODEL
 from napari_learned_diffusion.core.diffusivity import REGISTRY, diffusivity_class
 from napari_learned_diffusion.core.errors import UnknownModelError
+from napari_learned_diffusion.core.user_models import (
+    UserModel,
+    is_user_key,
+    list_user_models,
+    load_user_model,
+    user_model,
+)
 
 if TYPE_CHECKING:
     from napari_learned_diffusion.config import DiffusionConfig
@@ -32,7 +40,7 @@ class ModelCard:
     Parameters
     ----------
     key
-        Name in the registry.
+        Name in the registry, or ``my/NAME`` of a user's own model.
     title, summary
         A name and one sentence for people.
     parameters
@@ -57,7 +65,6 @@ class ModelCard:
     details: dict[str, Any]
 
 
-@cache
 def card(key: str) -> ModelCard:
     """The card of the model ``key``.
 
@@ -66,6 +73,27 @@ def card(key: str) -> ModelCard:
     UnknownModelError
         if there is no such model; the message lists those that there are.
     """
+    return _own_card(user_model(key)) if is_user_key(key) else _bundled_card(key)
+
+
+def _own_card(model: UserModel) -> ModelCard:
+    """What the model that it was made from says, except for what has changed."""
+    base, facts = _bundled_card(model.base), model.facts
+    low, high = facts["noise_range"]
+    return ModelCard(
+        key=model.key,
+        title=model.name,
+        summary=facts["summary"],
+        parameters=model.parameters,
+        noise_range=(float(low), float(high)),
+        settings=base.settings,
+        most_iterations=base.most_iterations,
+        details=facts | {"base": model.base, "architecture": model.architecture},
+    )
+
+
+@cache
+def _bundled_card(key: str) -> ModelCard:
     if key not in REGISTRY:
         raise UnknownModelError(f"There is no model {key!r}. There are: {', '.join(REGISTRY)}.")
     text = files("napari_learned_diffusion").joinpath("weights", f"{key}.json").read_text("utf-8")
@@ -84,8 +112,8 @@ def card(key: str) -> ModelCard:
 
 
 def list_cards() -> list[ModelCard]:
-    """The cards of all models, in the registry's order."""
-    return [card(key) for key in REGISTRY]
+    """The cards of all models, in the registry's order, then the user's own by name."""
+    return [*(card(key) for key in REGISTRY), *map(_own_card, list_user_models())]
 
 
 def suitable_model(config: DiffusionConfig) -> str:
@@ -109,6 +137,40 @@ def load_model(config: DiffusionConfig) -> Diffusivity:
         if there is no such model.
     """
     return diffusivity_class(config.model).from_config(config)
+
+
+def learned_model(key: str) -> LearnedDiffusivity:
+    """A copy of a model with parameters that can go on learning, on the CPU.
+
+    Raises
+    ------
+    UnknownModelError
+        if there is no such model, or it has none.
+    """
+    from napari_learned_diffusion.core.diffusivity.base import LearnedDiffusivity
+
+    model_class = diffusivity_class(key)
+    if not issubclass(model_class, LearnedDiffusivity):
+        raise UnknownModelError(
+            f"{key} has no parameters that it could learn. Choose another model."
+        )
+    return trained_model(model_class, key)
+
+
+def trained_model(model_class: type[Learned], key: str) -> Learned:
+    """A diffusivity with the parameters of a user's own model, or those of the package; on the CPU.
+
+    Parameters
+    ----------
+    key
+        Of the model; all that isn't a user's own means the package's.
+    """
+    if not is_user_key(key):
+        return bundled_model(model_class)
+    own = load_user_model(key)
+    if not isinstance(own, model_class):
+        raise UnknownModelError(f"{key} is a model {own.key}, not a {model_class.key}.")
+    return own
 
 
 def bundled_model(model_class: type[Learned]) -> Learned:

@@ -304,12 +304,12 @@ def weights_of(model: str) -> tuple[Weights | None, str]:
 
     from napari_learned_diffusion.core.diffusivity import diffusivity_class
     from napari_learned_diffusion.core.diffusivity.base import LearnedDiffusivity
-    from napari_learned_diffusion.core.zoo import bundled_model
+    from napari_learned_diffusion.core.zoo import trained_model
 
     kind = diffusivity_class(model)
     if not issubclass(kind, LearnedDiffusivity):
         return None, ""
-    weights = bundled_model(kind).state_dict()
+    weights = trained_model(kind, model).state_dict()
     total = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         total.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())

@@ -17,7 +17,7 @@ from napari_learned_diffusion.core.device import (
     memory_budget,
     release_memory,
 )
-from napari_learned_diffusion.core.diffusivity.base import Diffusivity
+from napari_learned_diffusion.core.diffusivity.base import Diffusivity, LearnedDiffusivity
 from napari_learned_diffusion.core.errors import DeviceError, InvalidSettingError
 from napari_learned_diffusion.core.noise import NoiseModel
 from napari_learned_diffusion.core.operators import anisotropy, orientation
@@ -50,6 +50,8 @@ class PlaneSolver:
     prepared: Prepared
     spacing: tuple[float, float]
     tiling: TilingConfig
+    given: LearnedDiffusivity | None = None
+    """A model in training, in place of the one that the settings name."""
     halved_to: int | None = None
     scheme: Scheme = field(init=False)
     model: Diffusivity = field(init=False)
@@ -64,7 +66,8 @@ class PlaneSolver:
         if self.iterations == 0:
             return
         self.scheme = _scheme(config)
-        self.model = load_model(config).to(self.device, self.dtype).eval()
+        model = self.given or load_model(config)
+        self.model = model.to(self.device, self.dtype).eval()
         self.halo = self.model.halo(self.iterations)
 
     def solve(
@@ -83,6 +86,11 @@ class PlaneSolver:
         units = SolverUnits.of(plane, valid)
         u = units.encode(plane, valid, self.number_format)
         noise = units.noise(self.prepared.noise)
+        if self.given is not None:
+            with torch.no_grad():
+                self.model = self.given.adapted(
+                    noise.stabilise(self._tensor(u)), self.scheme.stopping_time(self.iterations)
+                )
         while True:
             tile = self._tile(plane.shape)
             try:

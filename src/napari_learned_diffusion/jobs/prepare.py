@@ -118,7 +118,7 @@ def prepare(
         # Nothing will be done; the rest is filled in only so that nothing is left open.
         idle = config.with_(iterations=0, contrast=1.0, tau=STABLE_TAU, presmooth_sigma=0.0)
         return Prepared(idle, estimate, requested)
-    suggestion = model.suggest(noise.stabilise(samples))
+    suggestion = model.suggest(noise.stabilise(samples), config.model)
     tau = config.tau if config.tau is not None else suggestion.tau
     time_wanted = config.stopping_time or suggestion.stopping_time
     iterations = config.iterations

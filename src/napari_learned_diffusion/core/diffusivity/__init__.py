@@ -24,13 +24,17 @@ REGISTRY: dict[str, str] = {
 
 
 def diffusivity_class(key: str) -> type[Diffusivity]:
-    """The class that is registered as ``key``.
+    """The class of a model: the one that is registered as ``key``, or that a user's own is of.
 
     Raises
     ------
     UnknownModelError
         if there is none; the message lists those that there are.
     """
+    from napari_learned_diffusion.core.user_models import is_user_key, user_model
+
+    if is_user_key(key):
+        key = user_model(key).base
     if key not in REGISTRY:
         raise UnknownModelError(f"There is no model {key!r}. There are: {', '.join(REGISTRY)}.")
     found: type[Diffusivity] = _import(REGISTRY[key])

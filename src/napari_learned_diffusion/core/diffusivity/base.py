@@ -81,8 +81,15 @@ class Diffusivity(nn.Module, ABC):
 
     @classmethod
     @abstractmethod
-    def suggest(cls, v: NDArray[np.floating[Any]]) -> Suggestion:
-        """Good settings for stabilised planes, ``(n, h, w)``, NaN where a pixel isn't valid."""
+    def suggest(cls, v: NDArray[np.floating[Any]], model: str = "") -> Suggestion:
+        """Good settings for stabilised planes, ``(n, h, w)``, NaN where a pixel isn't valid.
+
+        Parameters
+        ----------
+        model
+            Key of the trained parameters, for which there may be other settings; empty: those that
+            come with the package.
+        """
 
     @property
     @abstractmethod
@@ -141,6 +148,8 @@ class LearnedDiffusivity(Diffusivity):
     """Fields of `config.DiffusionConfig` that this model has and others haven't."""
     stored_in_half: ClassVar[bool] = False
     """Whether the weights file holds 16 bits of each parameter: half the size, for large models."""
+    last_layers: ClassVar[tuple[str, ...]] = ()
+    """Parts of the names of the parameters that are near the answer, for a cautious fine-tuning."""
 
     def __init__(self, **architecture: int) -> None:
         super().__init__()
@@ -162,14 +171,14 @@ class LearnedDiffusivity(Diffusivity):
 
     @classmethod
     def from_config(cls, config: DiffusionConfig) -> Self:
-        from napari_learned_diffusion.core.zoo import bundled_model  # which knows this class
+        from napari_learned_diffusion.core.zoo import trained_model  # which knows this class
 
-        return bundled_model(cls)
+        return trained_model(cls, config.model)
 
     @classmethod
-    def suggest(cls, v: NDArray[np.floating[Any]]) -> Suggestion:
+    def suggest(cls, v: NDArray[np.floating[Any]], model: str = "") -> Suggestion:
         """The iterations and the time step that the model was trained with, whatever the data."""
         from napari_learned_diffusion.core.zoo import card  # the cards import this package
 
-        trained = card(cls.key).details["suggestion"]
+        trained = card(model or cls.key).details["suggestion"]
         return Suggestion(trained["iterations"] * trained["tau"], trained["tau"])

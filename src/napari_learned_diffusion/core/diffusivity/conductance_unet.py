@@ -57,6 +57,7 @@ class ConductanceUNet(LearnedDiffusivity):
     )
     reference = "napari-learned-diffusion, docs/research.md"
     stored_in_half = True
+    last_layers = ("merge_fine", "head")
     turned: ClassVar[bool] = False
     """Whether the networks look at the image turned and mirrored in all eight ways."""
 

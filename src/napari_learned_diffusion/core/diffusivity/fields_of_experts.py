@@ -62,6 +62,7 @@ class FieldsOfExperts(LearnedDiffusivity):
         "E. Valdivia Ortega, A. Haas, A. Effland, Learning diffusion functions for image "
         "restoration, HAL hal-04573661 (2024)"
     )
+    last_layers = ("log_steps", "spline_values", "drops", "coefficients", "log_alphas")
 
     def __init__(self, experts: int, size: int, iterations: int) -> None:
         super().__init__(experts=experts, size=size, iterations=iterations)

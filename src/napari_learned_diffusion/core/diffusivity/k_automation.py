@@ -62,6 +62,7 @@ class KAutomation(LearnedDiffusivity):
         "E. Valdivia Ortega, A. Haas, A. Effland, Learning diffusion functions for image "
         "restoration, HAL hal-04573661 (2024)"
     )
+    last_layers = ("dense",)
 
     settings = ("contrast", "function", "presmooth_sigma")
 
@@ -106,15 +107,15 @@ class KAutomation(LearnedDiffusivity):
         return model
 
     @classmethod
-    def suggest(cls, v: NDArray[np.floating[Any]]) -> Suggestion:
+    def suggest(cls, v: NDArray[np.floating[Any]], model: str = "") -> Suggestion:
         """What the network chooses, the geometric mean over the planes."""
-        from napari_learned_diffusion.core.zoo import bundled_model  # which knows this class
+        from napari_learned_diffusion.core.zoo import trained_model  # which knows this class
 
-        model = bundled_model(cls).eval()
+        trained = trained_model(cls, model).eval()
         planes = [_central(plane) for plane in v]
         with torch.no_grad():
             chosen = [
-                torch.cat(model.choose(torch.from_numpy(plane)[None, None])).log()
+                torch.cat(trained.choose(torch.from_numpy(plane)[None, None])).log()
                 for plane in planes
             ]
         contrast, stopping_time, presmooth_sigma = (

@@ -100,7 +100,7 @@ class PeronaMalik(Diffusivity):
         return cls(config.contrast, config.function, config.presmooth_sigma)
 
     @classmethod
-    def suggest(cls, v: NDArray[np.floating[Any]]) -> Suggestion:
+    def suggest(cls, v: NDArray[np.floating[Any]], model: str = "") -> Suggestion:
         r"""Settings from the roughness of the image, by power laws tuned on natural images.
 
         With the roughness :math:`r` of `roughness`, :math:`K = k_0 r^{k_1}` and the stopping time

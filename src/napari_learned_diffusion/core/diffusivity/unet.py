@@ -49,6 +49,7 @@ class UNet(LearnedDiffusivity):
         "E. Valdivia Ortega, A. Haas, A. Effland, Learning diffusion functions for image "
         "restoration, HAL hal-04573661 (2024)"
     )
+    last_layers = ("log_steps", "merge_fine", "head")
 
     def __init__(self, width: int = 8, iterations: int = 8) -> None:
         super().__init__(width=width, iterations=iterations)

@@ -1,0 +1,393 @@
+"""Models of the user's own: fine-tuned ones, each a file in the user's data folder.
+
+A model ``NAME`` is the file ``NAME.safetensors`` with its card in the header, and goes by the key
+``my/NAME`` wherever a model is chosen. A file from elsewhere is checked before anything is made of
+it: its format, its card, the names and shapes of its tensors, and that all numbers are finite.
+Nothing is ever unpickled. Listing the models reads the headers alone and imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from platformdirs import user_data_path
+
+from napari_learned_diffusion.core.diffusivity import REGISTRY, learned_diffusivity_class
+from napari_learned_diffusion.core.errors import (
+    FileFormatError,
+    FileWriteError,
+    InvalidSettingError,
+    UnknownModelError,
+)
+
+if TYPE_CHECKING:
+    from napari_learned_diffusion.core.diffusivity.base import LearnedDiffusivity
+
+PREFIX = "my/"
+FOLDER_VARIABLE = "LEARNED_DIFFUSION_MODELS"
+"""Environment variable that names another folder."""
+
+SUFFIX = ".safetensors"
+FORMAT = 1
+"""Of weights files, the same as `core.weights.FORMAT`, which can't be imported without torch."""
+
+LARGEST_FILE = 1 << 29
+"""Bytes; the largest architecture that makes sense has a tenth of it."""
+
+LARGEST_HEADER = 1 << 20
+LARGEST_NUMBER = 1024
+"""Of an architecture's arguments."""
+
+LONGEST_NAME = 64
+_NAME = re.compile(r"\w[\w .+()-]*")
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(10))}
+_CARD: dict[str, Any] = {
+    "summary": str,
+    "gain_dB": (int, float),
+    "noise_range": list,
+    "suggestion": dict,
+    "date": str,
+    "version": str,
+}
+"""What a card must have, and of which type."""
+
+
+@dataclass(frozen=True)
+class UserModel:
+    """A model of the user's own.
+
+    Parameters
+    ----------
+    name
+        Without `PREFIX`.
+    base
+        Key in the registry of the model that it was made from.
+    architecture
+        Arguments of that model's class.
+    parameters
+        Number of learned parameters.
+    facts
+        How it came about: mode, regions, settings, noise, gain, date, version.
+    path
+        Its file.
+    """
+
+    name: str
+    base: str
+    architecture: dict[str, int]
+    parameters: int
+    facts: dict[str, Any]
+    path: Path
+
+    @property
+    def key(self) -> str:
+        """What it is chosen by."""
+        return PREFIX + self.name
+
+
+def is_user_key(key: str) -> bool:
+    """Whether a model's key is that of a user's own."""
+    return key.startswith(PREFIX)
+
+
+def models_folder() -> Path:
+    """The folder of the user's models, which need not be there yet."""
+    given = os.environ.get(FOLDER_VARIABLE)
+    if given:
+        return Path(given)
+    return user_data_path("napari-learned-diffusion", appauthor=False) / "models"
+
+
+def list_user_models() -> list[UserModel]:
+    """All models of the user's own that are intact, by name."""
+    return [model for model in _read_all() if isinstance(model, UserModel)]
+
+
+def broken_user_models() -> list[str]:
+    """What is wrong with the files that aren't, one sentence for each."""
+    return [str(error) for error in _read_all() if isinstance(error, FileFormatError)]
+
+
+def _read_all() -> Iterator[UserModel | FileFormatError]:
+    folder = models_folder()
+    paths = sorted(folder.glob(f"*{SUFFIX}"), key=lambda p: p.name.lower())
+    for path in paths:
+        try:
+            yield read_header(path)
+        except FileFormatError as error:
+            yield error
+
+
+def user_model(key: str) -> UserModel:
+    """The model of a key.
+
+    Raises
+    ------
+    UnknownModelError
+        if there is none; the message lists those that there are.
+    FileFormatError
+        if its file is damaged.
+    """
+    name = key.removeprefix(PREFIX)
+    path = _path(name)
+    if not path.exists():
+        own = ", ".join(m.key for m in list_user_models()) or "none yet"
+        raise UnknownModelError(f"There is no model {PREFIX}{name}. Your own models: {own}.")
+    return read_header(path)
+
+
+def load_user_model(key: str) -> LearnedDiffusivity:
+    """The model of a key, on the CPU; raises as `user_model`."""
+    return _load(user_model(key))
+
+
+def save_user_model(
+    name: str, model: LearnedDiffusivity, facts: dict[str, Any], *, overwrite: bool = False
+) -> UserModel:
+    """Save a model under a name; the file is complete or as it was before.
+
+    Parameters
+    ----------
+    facts
+        Its card, plain values that JSON can keep.
+
+    Raises
+    ------
+    InvalidSettingError
+        if the name can't be used or is taken.
+    FileWriteError
+        if the folder can't be written to.
+    """
+    from napari_learned_diffusion.core.weights import describe, write_tensors
+
+    path = _free_path(name, overwrite=overwrite)
+    _make_folder()
+    write_tensors(path, model.state_dict(), describe(model) | {"card": facts})
+    return read_header(path)
+
+
+def check_name(name: str, *, overwrite: bool = False) -> None:
+    """Refuse a name that can't be used or is taken, before there is anything to save."""
+    _free_path(name, overwrite=overwrite)
+
+
+def rename_user_model(name: str, new: str) -> UserModel:
+    """Give a model another name; raises as `user_model` and `save_user_model`."""
+    old = user_model(name)
+    path = _free_path(new, overwrite=new.lower() == old.name.lower() and new != old.name)
+    try:
+        old.path.rename(path)
+    except OSError as error:
+        raise FileWriteError(f"{old.path} can't be renamed: {error.strerror or error}.") from error
+    return read_header(path)
+
+
+def delete_user_model(name: str) -> None:
+    """Delete a model; raises as `user_model`, though a damaged file can be deleted."""
+    path = _path(name.removeprefix(PREFIX))
+    if not path.exists():
+        user_model(name)  # which says what there is
+    try:
+        path.unlink()
+    except OSError as error:
+        raise FileWriteError(f"{path} can't be deleted: {error.strerror or error}.") from error
+
+
+def export_user_model(name: str, target: Path, *, overwrite: bool = False) -> Path:
+    """Copy a model's file to ``target``, a file or a folder.
+
+    Raises
+    ------
+    FileWriteError
+        if the file is there already or can't be written.
+    """
+    model = user_model(name)
+    path = target / model.path.name if target.is_dir() else target
+    if path.suffix != SUFFIX:
+        path = path.with_name(path.name + SUFFIX)
+    if path.exists() and not overwrite:
+        raise FileWriteError(f"{path} exists. Choose another name.")
+    _copy(model.path, path)
+    return path
+
+
+def import_user_model(
+    source: Path, name: str | None = None, *, overwrite: bool = False
+) -> UserModel:
+    """Check a file and copy it among the user's models.
+
+    Parameters
+    ----------
+    name
+        ``None``: the file's name.
+
+    Raises
+    ------
+    FileFormatError
+        if it isn't a model that can be trusted to work; nothing has been copied then.
+    InvalidSettingError
+        if the name can't be used or is taken.
+    FileWriteError
+        if the folder can't be written to.
+    """
+    found = read_header(source)
+    _load(found)
+    path = _free_path(name or source.stem, overwrite=overwrite)
+    _make_folder()
+    _copy(source, path)
+    return read_header(path)
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def _path(name: str) -> Path:
+    is_good = (
+        len(name) <= LONGEST_NAME
+        and _NAME.fullmatch(name) is not None
+        and name[-1] not in " ."
+        and name.split(".")[0].lower() not in _RESERVED
+    )
+    if not is_good:
+        raise InvalidSettingError(
+            f"A model can't be called {name!r}. Take up to {LONGEST_NAME} letters, digits, spaces, "
+            "and any of _ - + . ( ), with a letter or digit first."
+        )
+    return models_folder() / f"{name}{SUFFIX}"
+
+
+def _free_path(name: str, *, overwrite: bool) -> Path:
+    path = _path(name)
+    if path.exists() and not overwrite:
+        raise InvalidSettingError(
+            f"There is a model {PREFIX}{name} already. Choose another name, or delete it first."
+        )
+    return path
+
+
+def _make_folder() -> None:
+    folder = models_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileWriteError(
+            f"The folder {folder} for your models can't be made: {error.strerror or error}."
+        ) from error
+
+
+def _copy(source: Path, target: Path) -> None:
+    aside = target.with_name(f"{target.name}.{os.getpid()}.part")
+    try:
+        shutil.copyfile(source, aside)
+        aside.replace(target)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise FileWriteError(f"{target} can't be written: {error.strerror or error}.") from error
+
+
+def read_header(path: Path) -> UserModel:
+    """What a file says about its model, checked; the tensors aren't read.
+
+    Raises
+    ------
+    FileFormatError
+        if it is missing, too large, damaged, or not of this package.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            text = file.read(min(length, LARGEST_HEADER + 1))
+    except OSError as error:
+        raise FileFormatError(f"{path} can't be read: {error.strerror or error}.") from error
+    if size > LARGEST_FILE or len(text) > LARGEST_HEADER:
+        raise FileFormatError(f"{path} is too large to be a model of this package.")
+    try:
+        tensors = json.loads(text)
+        header = json.loads(tensors.pop("__metadata__")["header"])
+        base, architecture, facts = header["model"], header["architecture"], header["card"]
+        version = int(header["format"])
+        shapes = {name: tuple(int(n) for n in t["shape"]) for name, t in tensors.items()}
+        types = {str(t["dtype"]) for t in tensors.values()}
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise FileFormatError(
+            f"{path} is no model that this package has saved. Other formats, pickles among them, "
+            "are not read, because loading one can run code that is hidden in it."
+        ) from error
+    if version > FORMAT:
+        raise FileFormatError(
+            f"{path} has the format {version}, but this version reads up to {FORMAT}. Update "
+            "napari-learned-diffusion."
+        )
+    if not isinstance(base, str) or base not in REGISTRY:
+        raise FileFormatError(f"{path} is of the model {base!r}, which this version hasn't got.")
+    whole = isinstance(architecture, dict) and all(
+        isinstance(k, str) and type(v) is int and 0 < v <= LARGEST_NUMBER
+        for k, v in architecture.items()
+    )
+    if not whole or not types <= {"F16", "F32"} or not _is_card(facts):
+        raise FileFormatError(f"{path} has a header that isn't as this package writes it.")
+    return UserModel(
+        path.name.removesuffix(SUFFIX),
+        base,
+        architecture,
+        sum(_product(shape) for shape in shapes.values()),
+        facts,
+        path,
+    )
+
+
+def _is_card(facts: Any) -> bool:
+    if not isinstance(facts, dict):
+        return False
+    if not all(isinstance(facts.get(name), kind) for name, kind in _CARD.items()):
+        return False
+    range_, suggestion = facts["noise_range"], facts["suggestion"]
+    iterations, tau = suggestion.get("iterations"), suggestion.get("tau")
+    return (
+        len(range_) == 2
+        and all(isinstance(n, int | float) for n in range_)
+        and type(iterations) is int
+        and 0 < iterations <= LARGEST_NUMBER
+        and isinstance(tau, int | float)
+        and 0 < tau < LARGEST_NUMBER
+    )
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    total = 1
+    for n in shape:
+        total *= n
+    return total
+
+
+def _load(found: UserModel) -> LearnedDiffusivity:
+    """The model of a file whose header has been checked."""
+    import torch
+
+    from napari_learned_diffusion.core.weights import fill, read_tensors
+
+    path = found.path
+    try:
+        model_class = learned_diffusivity_class(found.base)
+        # Without memory for them: what it takes is known only when the file turns out to fit.
+        with torch.device("meta"):
+            shapes = model_class(**found.architecture).state_dict()
+    except (TypeError, ValueError, RuntimeError, UnknownModelError) as error:
+        raise FileFormatError(f"{path} is of an architecture that can't be made.") from error
+    tensors, _ = read_tensors(path)
+    expected = {name: tuple(t.shape) for name, t in shapes.items()}
+    if {name: tuple(t.shape) for name, t in tensors.items()} != expected:
+        raise FileFormatError(f"{path} doesn't hold the parameters of the model {found.base}.")
+    if not all(bool(torch.isfinite(t).all()) for t in tensors.values()):
+        raise FileFormatError(f"{path} holds parameters that aren't finite numbers.")
+    model = model_class(**found.architecture)
+    fill(path, model, tensors)
+    return model
