@@ -55,6 +55,18 @@ class StepEdges:
     offsets: tuple[Offset, ...]
     conductances: NDArray[np.float16]
 
+    def around(self, pixel: tuple[int, int]) -> dict[Offset, float]:
+        """What the edges of a pixel conducted, by the offset of the neighbour that they lead to."""
+        y, x = pixel
+        height, width = self.conductances.shape[1:]
+        found = {}
+        for (dy, dx), map_ in zip(self.offsets, self.conductances, strict=True):
+            if 0 <= y + dy < height and 0 <= x + dx < width:
+                found[dy, dx] = float(map_[y, x])
+            if 0 <= y - dy < height and 0 <= x - dx < width:
+                found[-dy, -dx] = float(map_[y - dy, x - dx])
+        return found
+
 
 @dataclass(frozen=True, eq=False)
 class Inspection:
