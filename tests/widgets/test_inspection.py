@@ -307,6 +307,57 @@ def test_the_pixel_under_the_cursor_is_followed_through_the_iterations(
     assert not widget.probe_info.text()
 
 
+# --- what it learned ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "words", "dots"),
+    [
+        ("perona-malik", "K = ", 1),
+        ("k-automation", "K = ", 1),
+        ("foe-splines", "kernels", 8),
+        ("unet", "no single curve", 1),
+        ("conductance-unet-s", "no single curve", 1),
+    ],
+)
+def test_what_the_model_learned_is_shown_with_the_pixel_on_it(
+    model: ViewerModel, make: Make, finish: Finish, cells: Any, key: str, words: str, dots: int
+) -> None:
+    model.add_image(cells, name="cells")
+    widget = make(model)
+    widget.form.model.set_key(key)
+    widget.count.set_value(2)
+    _inspect(widget, finish)
+    assert words in widget.learned_info.text()
+    model.cursor.position = (0, 0, 10, 7)
+    widget._probe()
+    plot = widget.learned_plot
+    assert len(plot._dots) == dots
+    assert all(len(dot.getData()[0]) for dot in plot._dots)
+    assert widget.learned_probe.text().startswith("Pixel 10, 7:")
+    before = [dot.getData() for dot in plot._dots]
+    widget.go_to(1)
+    assert any(not np.array_equal(b, d.getData()) for b, d in zip(before, plot._dots, strict=True))
+    model.cursor.position = (0, 0, -10, 7)
+    widget._probe()
+    assert not any(len(dot.getData()[0]) for dot in plot._dots)
+
+
+def test_models_take_turns_in_the_plot_and_themes_redraw_it(
+    make_napari_viewer: Any, make: Make, finish: Finish, cells: Any
+) -> None:
+    viewer = make_napari_viewer()
+    viewer.add_image(cells, name="cells")
+    widget = make(viewer, docked=True)
+    for key, count in (("foe-decreasing", 3), ("perona-malik", 1), ("unet", 2)):
+        widget.form.model.set_key(key)
+        widget.count.set_value(count)
+        _inspect(widget, finish)
+    viewer.theme = "light"
+    assert widget.learned_plot._image is not None
+    assert widget.learned_plot._histogram is None
+
+
 # --- settings, there and back ---------------------------------------------------------------------
 
 

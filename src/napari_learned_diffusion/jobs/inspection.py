@@ -28,6 +28,8 @@ from napari_learned_diffusion.core.operators import (
     pixel_spacing,
 )
 from napari_learned_diffusion.core.solve import State
+from napari_learned_diffusion.jobs.learned import Learned
+from napari_learned_diffusion.jobs.lookers import make_looker
 from napari_learned_diffusion.jobs.plane_solver import PlaneSolver
 from napari_learned_diffusion.jobs.planes import SolverUnits, check_image
 from napari_learned_diffusion.jobs.prepare import Prepared, prepare
@@ -101,6 +103,8 @@ class Inspection:
     residual_variance
         ``(iterations + 1,)``, mean square of what has been taken away, in stabilised units: 1 where
         it is as much as the noise.
+    learned
+        What the model has learned, with what it makes of the slice in the steps that are kept.
     """
 
     prepared: Prepared
@@ -113,6 +117,7 @@ class Inspection:
     edges: tuple[StepEdges, ...] = field(repr=False)
     q: NDArray[np.float64]
     residual_variance: NDArray[np.float64]
+    learned: Learned
 
     @property
     def iterations(self) -> int:
@@ -246,6 +251,7 @@ class _Recorder:
         self._before = solver.tensor(self.u)
         self._noisy = self.noise.stabilise(self._before)
         self._mask = None if valid is None else torch.from_numpy(valid).to(solver.device)
+        self._looker = make_looker(solver.model)
         self._note(0, 0.0, self._before)
 
     def add(self, state: State) -> None:
@@ -259,6 +265,9 @@ class _Recorder:
             largest = float(np.finfo(np.float16).max)
             edges = g[0].clamp(max=largest).cpu().numpy().astype(np.float16)
             self._edges.append(StepEdges(state.stencil.offsets, edges))
+            seen = self.noise.stabilise(self._before)
+            mask = None if self._mask is None else self._mask[None, None].to(seen.dtype)
+            self._looker.add(seen, g, state.stencil, mask)
         # A buffer of the solver, which the next step may write to.
         self._before = state.u.clone()
         self._note(state.step, state.time, self._before)
@@ -297,4 +306,5 @@ class _Recorder:
             edges=tuple(self._edges),
             q=self._q,
             residual_variance=self._variance,
+            learned=self._looker.learned(),
         )

@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyqtgraph as pg
 from numpy.typing import NDArray
-from qtpy.QtCore import QSize, Qt, Signal
+from qtpy.QtCore import QSize, Signal
 from qtpy.QtWidgets import QFrame, QWidget
 
-from napari_learned_diffusion.widgets._plots import colour_axis, make_axis, make_colour
+from napari_learned_diffusion.widgets._plots import (
+    colour_axis,
+    dashed,
+    make_axis,
+    make_colour,
+)
 
 if TYPE_CHECKING:
     from napari_learned_diffusion.widgets._controls import Colours
@@ -107,7 +112,7 @@ class IterationPlot(pg.GraphicsView):  # type: ignore[misc]
         for row in self._rows:
             row.set_colours(colours)
         colour_axis(self._bottom, colours.quiet)
-        self._noise_level.setPen(_dashed(colours.quiet))
+        self._noise_level.setPen(dashed(colours.quiet))
 
     def _on_line_moved(self, line: Any) -> None:
         if not self._is_updating:
@@ -172,7 +177,3 @@ class _Row:
         self.mark.setPen(pg.mkPen(None))
         self.line.setPen(pg.mkPen(make_colour(colours.accent), width=2))
         self.line.setHoverPen(pg.mkPen(make_colour(colours.error), width=3))
-
-
-def _dashed(colour: str) -> Any:
-    return pg.mkPen(make_colour(colour), style=Qt.PenStyle.DashLine)

@@ -5,7 +5,8 @@ seven menus that live on as windows of their own.
 from __future__ import annotations
 
 import pyqtgraph as pg
-from qtpy.QtGui import QColor
+from qtpy.QtCore import Qt
+from qtpy.QtGui import QColor, QPen
 
 
 def make_axis(side: str) -> pg.AxisItem:
@@ -27,3 +28,11 @@ def make_colour(colour: str) -> QColor:
     if colour.startswith("rgb("):
         return QColor(*(int(part) for part in colour[4:-1].split(",")))
     return QColor(colour)
+
+
+def dashed(colour: str) -> QPen:
+    """A pen for what is there to compare with."""
+    pen = QPen(make_colour(colour))
+    pen.setStyle(Qt.PenStyle.DashLine)
+    pen.setCosmetic(True)  # as wide on the screen, however the plot is scaled
+    return pen

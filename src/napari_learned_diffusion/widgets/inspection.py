@@ -53,6 +53,11 @@ from napari_learned_diffusion.widgets._layers import (
     mark_of,
     read,
 )
+from napari_learned_diffusion.widgets._learned_plot import (
+    LearnedPlot,
+    explain_learned,
+    probe_learned,
+)
 from napari_learned_diffusion.widgets._results import DIFFUSIVITY_COLORMAP, show_result
 from napari_learned_diffusion.widgets._runner import Runner
 from napari_learned_diffusion.widgets.denoise import DenoiseWidget
@@ -186,6 +191,9 @@ class InspectionWidget(DockedWidget):
             "Set the Denoise form to stop after this iteration. It is opened if need be."
         )
         self.probe_info = Note()
+        self.learned_plot = LearnedPlot()
+        self.learned_info = Note()
+        self.learned_probe = Note()
         self.form = DiffusionForm(for_files=True)
 
     def _lay_out(self) -> None:
@@ -207,6 +215,7 @@ class InspectionWidget(DockedWidget):
 
         self.tabs = QTabWidget()
         self.tabs.addTab(_scrolling(self._iterations_page()), "Iterations")
+        self.tabs.addTab(_scrolling(self._learned_page()), "What it learned")
         self._settings_tab = self.tabs.addTab(_scrolling(self.form), "Settings")
 
         column = QVBoxLayout(self)
@@ -237,6 +246,17 @@ class InspectionWidget(DockedWidget):
         column.addLayout(suggestions)
         column.addWidget(self.use_button)
         column.addWidget(self.probe_info)
+        column.addStretch()
+        return page
+
+    def _learned_page(self) -> QWidget:
+        page = QWidget()
+        column = QVBoxLayout(page)
+        column.setContentsMargins(8, 6, 8, 6)
+        column.setSpacing(6)
+        column.addWidget(self.learned_plot)
+        column.addWidget(self.learned_info)
+        column.addWidget(self.learned_probe)
         column.addStretch()
         return page
 
@@ -285,7 +305,15 @@ class InspectionWidget(DockedWidget):
         colours = Colours.of(get_theme(self._viewer.theme))
         self.form.set_colours(colours)
         self.plot.set_colours(colours)
-        for note in (self.layer_info, self.status, self.numbers, self.probe_info):
+        self.learned_plot.set_colours(colours)
+        for note in (
+            self.layer_info,
+            self.status,
+            self.numbers,
+            self.probe_info,
+            self.learned_info,
+            self.learned_probe,
+        ):
             note.set_colours(colours.quiet, colours.error)
 
     # --- what is inspected ------------------------------------------------------------------------
@@ -497,7 +525,9 @@ class InspectionWidget(DockedWidget):
         )
         self.q_button.setEnabled(by_q is not None)
         self.discrepancy_button.setEnabled(by_discrepancy is not None)
+        self.learned_plot.show_learned(None if found is None else found.learned)
         if found is None:
+            self.learned_info.show_text("Inspect a slice to see what its model has learned.")
             self.plot.clear()
             self.numbers.show_text("Inspect a slice to see it in every iteration.")
             self.scrubber_label.setText("–")
@@ -551,7 +581,13 @@ class InspectionWidget(DockedWidget):
         if found.stride > 1:
             lines.append(f"To save memory only every {found.stride}th iteration has maps.")
         self.numbers.show_text("\n".join(lines))
+        self.learned_plot.set_step(self._step(found))
+        self.learned_info.show_text(explain_learned(found.learned, self._step(found)))
         self._show_probe()
+
+    def _step(self, found: Inspection) -> int:
+        """The step among those kept that led to the iteration on display, or the first."""
+        return max(0, self._iteration // found.stride - 1)
 
     def _go_to_best_q(self) -> None:
         if self._answer is not None and self._answer.found.best_by_q is not None:
@@ -604,7 +640,9 @@ class InspectionWidget(DockedWidget):
         answer, pixel = self._answer, self._probed
         if answer is None or pixel is None:
             self.plot.show_pixel(np.array([]), np.array([]))
-            self.probe_info.show_text("")
+            self.learned_plot.show_points()
+            for note in (self.probe_info, self.learned_probe):
+                note.show_text("")
             return
         found, unit = answer.found, answer.request.source.intensity_unit
         values = found.denoised[:, pixel[0], pixel[1]]
@@ -615,6 +653,9 @@ class InspectionWidget(DockedWidget):
         if at > 0:
             lines.append(f"Conductances {_conductances(found, at - 1, pixel)}")
         self.probe_info.show_text("\n".join(lines))
+        x, y, text = probe_learned(found, self._step(found), pixel)
+        self.learned_plot.show_points(x, y)
+        self.learned_probe.show_text(f"Pixel {pixel[0]}, {pixel[1]}: {text}")
 
 
 ARROWS = {
