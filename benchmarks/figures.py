@@ -28,7 +28,6 @@ LARGEST = 300_000
 
 NOISE_SIGMA = 25
 SEED = 4
-SHOWN_EXPERTS = 8
 EXPERTS = {
     "splines": "foe-splines",
     "decreasing": "foe-decreasing",
@@ -132,50 +131,29 @@ def experts_model(key: str) -> Any:
     return load_model(DiffusionConfig(model=key)).eval()
 
 
-def activations(model: Any, x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Each expert's function, less its value at 0: ``(points,)`` to ``(experts, points)``.
-
-    What the model adds up is told apart by letting one expert answer at a time.
-    """
-    n = model.kernels.shape[0]
-    answers = torch.zeros(n, n, 1, len(x))
-    answers[range(n), range(n), 0] = torch.from_numpy(x).float()
-    with torch.no_grad():
-        sums = model.exponents(answers) - model.exponents(torch.zeros(1, n, 1, 1))
-    return sums[:, 0, 0].double().numpy()
-
-
 def draw_experts(key: str) -> Any:
     """The experts that vary most on a noisy photograph: kernels, and their functions below."""
     from matplotlib.figure import Figure
 
-    from napari_learned_diffusion.core.diffusivity.layers import contrast_convolution
+    from napari_learned_diffusion.jobs.lookers import look_at_experts
 
-    model = experts_model(key)
     noisy = add_noise(camera(), 0, NOISE_SIGMA, SEED) / NOISE_SIGMA
-    with torch.no_grad():
-        kernels = model.kernels.detach()
-        answers = contrast_convolution(torch.from_numpy(noisy).float()[None, None], kernels, None)
-    responses = answers[0].flatten(1).double().numpy()
-    x = np.linspace(-1, 1, 201) * np.percentile(np.abs(responses), 99)
-    curves = activations(model, x)
-    spread = [np.std(np.interp(r, x, c)) for r, c in zip(responses, curves, strict=True)]
-    shown = _distinct(kernels[:, 0].flatten(1).numpy(), np.argsort(spread)[::-1])
+    seen = torch.from_numpy(noisy).float()[None, None]
+    experts = look_at_experts(experts_model(key), seen)
 
     figure = Figure(figsize=(8.0, 2.6), layout="constrained")
-    axes = figure.subplots(2, len(shown), squeeze=False, height_ratios=(0.85, 1))
-    low, high = curves[shown].min(), curves[shown].max()
+    axes = figure.subplots(2, len(experts.kernels), squeeze=False, height_ratios=(0.85, 1))
+    low, high = experts.functions.min(), experts.functions.max()
     margin = 0.05 * (high - low)
-    for expert, kernel_axes, curve_axes in zip(shown, *axes, strict=True):
-        kernel = kernels[expert, 0].numpy()
-        kernel = kernel - kernel.mean()
+    pairs = zip(experts.kernels, experts.functions, strict=True)
+    for (kernel, function), kernel_axes, curve_axes in zip(pairs, *axes, strict=True):
         top = np.abs(kernel).max()
         kernel_axes.imshow(kernel, "RdBu_r", vmin=-top, vmax=top)
         kernel_axes.set(xticks=[], yticks=[])
         kernel_axes.set_title(f"|k| = {np.linalg.norm(kernel):.1f}", fontsize=8)
         curve_axes.axhline(0, color="0.8", linewidth=0.8)
         curve_axes.axvline(0, color="0.8", linewidth=0.8)
-        curve_axes.plot(x, curves[expert], color="tab:blue")
+        curve_axes.plot(experts.answers, function, color="tab:blue")
         curve_axes.set(ylim=(low - margin, high + margin))
         curve_axes.tick_params(labelsize=7)
         if curve_axes is not axes[1, 0]:
@@ -186,43 +164,22 @@ def draw_experts(key: str) -> Any:
     return figure
 
 
-def _distinct(kernels: NDArray[Any], order: NDArray[np.intp]) -> list[int]:
-    """The first experts whose kernel isn't, up to its sign, that of one before it."""
-    centred = kernels - kernels.mean(axis=1, keepdims=True)
-    unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
-    shown: list[int] = []
-    for expert in order:
-        if all(abs(unit[expert] @ unit[other]) < 0.9 for other in shown):
-            shown.append(int(expert))
-    return shown[:SHOWN_EXPERTS]
-
-
 # --- diffusivity curves -----------------------------------------------------------------------
-
-
-def diffusivity_and_ellipticity(
-    s: NDArray[np.float64], function: Any
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """a(s) of Perona and Malik and b(s) = a(s) + 2 s a'(s), with s in units of K²."""
-    from napari_learned_diffusion.core.diffusivity.perona_malik import FUNCTIONS
-
-    t = torch.from_numpy(s).requires_grad_()
-    a = FUNCTIONS[function](t)
-    (slope,) = torch.autograd.grad(a.sum(), t)
-    b = a + 2 * t * slope
-    return a.detach().numpy(), b.detach().numpy()
 
 
 def draw_curves() -> Any:
     """The two diffusivities, and where they diffuse backwards across edges."""
     from matplotlib.figure import Figure
 
+    from napari_learned_diffusion.core.diffusivity.perona_malik import FUNCTIONS, ellipticity
+
     figure = Figure(figsize=(8.0, 3.0), layout="constrained")
     s = np.linspace(0, 5, 501)
     formulas = {"rational": "a(s) = 1 / (1 + s/K²)", "exponential": "a(s) = exp(−s/K²)"}
     for ax, (function, formula) in zip(figure.subplots(1, 2, sharey=True), formulas.items(),
                                        strict=True):  # fmt: skip
-        a, b = diffusivity_and_ellipticity(s, function)
+        t = torch.from_numpy(s)
+        a, b = FUNCTIONS[function](t).numpy(), ellipticity(t, function).numpy()
         change = s[np.argmax(b < 0)]
         ax.axvspan(0, change, color="tab:green", alpha=0.12, linewidth=0)
         ax.axvspan(change, s[-1], color="tab:red", alpha=0.12, linewidth=0)

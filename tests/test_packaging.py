@@ -96,7 +96,10 @@ def entries(menu: QMenu) -> Iterator[tuple[list[str], QAction]]:
                 yield [title, *path], entry
 
 
-@pytest.mark.parametrize("name", ["Denoise by diffusion", "Denoise a batch"])
+WIDGETS = [widget.display_name for widget in MANIFEST.contributions.widgets]
+
+
+@pytest.mark.parametrize("name", WIDGETS)
 def test_layers_menu_opens_the_widget(make_napari_viewer: Callable[..., Viewer], name: str) -> None:
     viewer = make_napari_viewer(show=True)
     found = {
@@ -105,7 +108,7 @@ def test_layers_menu_opens_the_widget(make_napari_viewer: Callable[..., Viewer],
         if "Learned diffusion" in path
     }
     title = f"{name} (Learned Diffusion)"
-    assert len(found) == 2
+    assert len(found) == len(WIDGETS)
     path, action = found[title]
     assert path == ["Filter", "Learned diffusion", title]
     assert action.isEnabled()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -169,37 +168,6 @@ class TestCost:
 
 
 class TestFigures:
-    def test_ellipticity_is_the_slope_of_the_flux(self) -> None:
-        """b(s) = a(s) + 2 s a'(s) is the derivative of x a(x²)."""
-        x = np.linspace(0.1, 4, 50)
-        for function in ("rational", "exponential"):
-            a, b = figures.diffusivity_and_ellipticity(x**2, function)
-            h = 1e-5
-            up, down = (
-                t * figures.diffusivity_and_ellipticity(t**2, function)[0] for t in (x + h, x - h)
-            )
-            np.testing.assert_allclose(b, (up - down) / (2 * h), atol=1e-6)
-            assert (a > 0).all()
-
-    def test_backward_diffusion_begins_where_it_is_known_to(self) -> None:
-        """At s = K² for the rational one, at K²/2 for the exponential one."""
-        for function, start in (("rational", 1.0), ("exponential", 0.5)):
-            _, b = figures.diffusivity_and_ellipticity(np.array([start]), function)
-            assert math.isclose(b[0], 0, abs_tol=1e-7)
-
-    def test_activations_add_up_to_the_exponent(self) -> None:
-        for key in [k for k in REGISTRY if k.startswith("foe-")]:
-            model = figures.experts_model(key)
-            x = np.linspace(-3, 3, 7)
-            curves = figures.activations(model, x)
-            n = model.kernels.shape[0]
-            assert curves.shape == (n, 7)
-            together = torch.from_numpy(np.tile(x, (n, 1))).float()[None, :, None, :]
-            with torch.no_grad():
-                whole = model.exponents(together)[0, 0, 0]
-                at_zero = model.exponents(torch.zeros(1, n, 1, 1)).item()
-            np.testing.assert_allclose(curves.sum(axis=0), whole.numpy() - at_zero, atol=1e-3)
-
     def test_writes_small_pictures(self, tmp_path: Path) -> None:
         pytest.importorskip("matplotlib")
         figures.main([str(tmp_path), "--only", "curves", "monomials"])

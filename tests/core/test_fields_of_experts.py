@@ -151,3 +151,15 @@ def test_roth_black_is_a_product_of_powers():
 
 def test_sizes_are_those_of_the_paper(family):
     assert 500 <= sum(p.numel() for p in family().parameters()) <= 3100
+
+
+def test_functions_add_up_to_the_exponent(family):
+    model = scrambled(family, 3)
+    x = torch.linspace(-3, 3, 7)
+    n = model.kernels.shape[0]
+    with torch.no_grad():
+        functions = model.functions(x)
+        whole = model.exponents(x.expand(n, 7)[None, :, None, :])[0, 0, 0]
+        at_zero = model.exponents(torch.zeros(1, n, 1, 1)).item()
+    assert functions.shape == (n, 7)
+    torch.testing.assert_close(functions.sum(dim=0), whole - at_zero, atol=1e-3, rtol=1e-3)

@@ -19,6 +19,7 @@ from napari_learned_diffusion.core.operators import (
     divergence,
     edge_sums,
     gradient,
+    magnitude,
     max_of_ends,
     mean_conductance,
     mean_of_ends,
@@ -101,6 +102,24 @@ def test_mean_conductance_of_a_constant_is_that_constant_up_to_the_corners():
 SHAPES = [(1, 1), (1, 5), (5, 1), (2, 2), (4, 5)]
 SPACINGS = [(1.0, 1.0), (1.0, 3.0), (2.5, 1.0)]
 LONG_EDGES = ((4, 0), (0, 4), (4, 4), (4, -4))
+
+
+@pytest.mark.parametrize("offsets", [FOUR_NEIGHBOURS, EIGHT_NEIGHBOURS])
+@pytest.mark.parametrize("spacing", [(1.0, 1.0), (1.0, 2.5), (3.0, 1.0)])
+def test_the_magnitude_of_the_gradient_of_a_plane_is_its_slope(offsets, spacing):
+    stencil = Stencil(offsets, spacing)
+    hy, hx = spacing
+    y, x = torch.meshgrid(torch.arange(7.0), torch.arange(8.0), indexing="ij")
+    plane = (3 * hy * y - 4 * hx * x).double()[None, None]
+    slopes = magnitude(gradient(plane, stencil), stencil)[..., 1:-1, 1:-1]
+    torch.testing.assert_close(slopes, torch.full_like(slopes, 5.0))
+
+
+def test_the_magnitude_of_a_flux_is_as_many_times_that_of_the_gradient():
+    u, stencil = random(2, 1, 5, 6), Stencil(EIGHT_NEIGHBOURS)
+    slopes = gradient(u, stencil)
+    torch.testing.assert_close(magnitude(0.3 * slopes, stencil), 0.3 * magnitude(slopes, stencil))
+    assert magnitude(slopes, stencil).shape == u.shape
 
 
 def conducting(conductances: dict[tuple[int, int], float], offsets=EIGHT_NEIGHBOURS, size=9):

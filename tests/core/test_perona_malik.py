@@ -9,7 +9,12 @@ import torch
 from scipy import ndimage
 from skimage import data
 
-from napari_learned_diffusion.core.diffusivity.perona_malik import PeronaMalik, roughness
+from napari_learned_diffusion.core.diffusivity.perona_malik import (
+    FUNCTIONS,
+    PeronaMalik,
+    ellipticity,
+    roughness,
+)
 from napari_learned_diffusion.core.errors import InvalidSettingError
 from napari_learned_diffusion.core.noise import Gaussian
 from napari_learned_diffusion.core.operators import Stencil
@@ -123,3 +128,21 @@ def test_smoother_images_are_diffused_longer_and_more_cautiously():
 def test_parameters_out_of_range_are_refused(arguments):
     with pytest.raises(InvalidSettingError):
         PeronaMalik(*arguments)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_ellipticity_is_the_slope_of_the_flux(function):
+    """b(s) = a(s) + 2 s a'(s) is the derivative of x a(x²)."""
+    x, h = torch.linspace(0.1, 4, 50, dtype=torch.float64), 1e-5
+    up, down = (t * FUNCTIONS[function](t**2) for t in (x + h, x - h))
+    b = ellipticity(x**2, function)
+    torch.testing.assert_close(b, (up - down) / (2 * h), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("function", "start"), [("rational", 1.0), ("exponential", 0.5)])
+def test_backward_diffusion_begins_where_it_is_known_to(function, start):
+    """At s = K² for the rational one, at K²/2 for the exponential one."""
+    with torch.no_grad():
+        b = ellipticity(torch.tensor([start - 0.01, start, start + 0.01]), function)
+    assert b[0] > 0 > b[2]
+    assert b[1].item() == pytest.approx(0, abs=1e-6)

@@ -28,6 +28,9 @@ SSIM_SIGMA = 1.5
 SSIM_MIN_PIXELS = 2 * int(3.5 * SSIM_SIGMA + 0.5) + 1
 """Edge length of that window, cut off at 3.5 standard deviations: no image may be smaller."""
 
+Q_PATCH = 8
+"""Edge length of the patches of Q, in pixels: no slice may be smaller."""
+
 LPIPS_MIN_PIXELS = 64
 """Edge length below which the network of LPIPS has no pixels left in its last layers."""
 
@@ -215,7 +218,9 @@ def _lpips_network() -> Any:
     return import_module("lpips").LPIPS(net="alex", verbose=False).eval()
 
 
-def zhu_milanfar_q(image: ArrayLike, *, patch_size: int = 8, significance: float = 0.001) -> float:
+def zhu_milanfar_q(
+    image: ArrayLike, *, patch_size: int = Q_PATCH, significance: float = 0.001
+) -> float:
     r"""How much oriented structure an image shows, without a reference: Q of [1]_.
 
     .. math:: Q = \frac1M \sum_{k :\, R_k > \tau} s_{1,k} R_k, \qquad
@@ -275,7 +280,7 @@ def zhu_milanfar_q(image: ArrayLike, *, patch_size: int = 8, significance: float
 
 
 def anisotropic_share(
-    image: ArrayLike, *, patch_size: int = 8, significance: float = 0.001
+    image: ArrayLike, *, patch_size: int = Q_PATCH, significance: float = 0.001
 ) -> float:
     r"""Percentage of the patches that are anisotropic, by a Sobel gradient of 5 × 5 pixels.
 

@@ -191,6 +191,29 @@ def mean_conductance(conductances: Tensor, stencil: Stencil) -> Tensor:
     )
 
 
+def magnitude(field: Tensor, stencil: Stencil) -> Tensor:
+    r"""Length of the vector that an edge field stands for around each pixel.
+
+    .. math:: |f|_i = \Big(\sum_e w_e \, \overline{f^2_{i,e}}\Big)^{1/2}
+
+    where :math:`\overline{f^2_{i,e}}` is the mean of the squares on the two edges that leave pixel
+    ``i`` in the direction ``e`` and ``-e``, and the weights are `Stencil.isotropic_weights`: of the
+    `gradient` of a plane it is its slope, whatever the edges and the spacing.
+
+    Parameters
+    ----------
+    field
+        ``(b, edges, h, w)``, such as a gradient, or conductances times a gradient, the flux.
+
+    Returns
+    -------
+    ``(b, 1, h, w)``, at least 0, in the unit of the field.
+    """
+    squares = _mean_of_both_edges(field.square(), stencil)
+    weights = squares.new_tensor(stencil.isotropic_weights).view(1, -1, 1, 1)
+    return (weights * squares).sum(dim=1, keepdim=True).sqrt()
+
+
 def diffusion_tensor(conductances: Tensor, stencil: Stencil) -> Tensor:
     r"""The tensor of the diffusion around each pixel, from the conductances of its edges.
 

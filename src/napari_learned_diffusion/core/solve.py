@@ -46,19 +46,29 @@ class State:
         Diffusion time reached, in squared pixels.
     u
         ``(b, 1, h, w)``. A buffer that the next step may write to: clone it to keep it.
-    diffusivity
-        Computes the mean conductance around each pixel in this step, ``(b, 1, h, w)``; only while
-        this is the latest state.
-    diffusion_tensor
-        Computes the tensor of the diffusion around each pixel in this step, ``(b, 3, h, w)``, see
-        `core.operators.diffusion_tensor`; only while this is the latest state.
+    stencil
+        The edges of this step.
+    conductances
+        Computes what they conducted in this step, limited, ``(b, edges, h, w)``; only while this is
+        the latest state.
     """
 
     step: int
     time: float
     u: Tensor
-    diffusivity: Callable[[], Tensor] = field(repr=False)
-    diffusion_tensor: Callable[[], Tensor] = field(repr=False)
+    stencil: Stencil
+    conductances: Callable[[], Tensor] = field(repr=False)
+
+    def diffusivity(self) -> Tensor:
+        """The mean conductance around each pixel in this step, ``(b, 1, h, w)``."""
+        return mean_conductance(self.conductances(), self.stencil)
+
+    def diffusion_tensor(self) -> Tensor:
+        """The tensor of the diffusion around each pixel in this step, ``(b, 3, h, w)``.
+
+        See `core.operators.diffusion_tensor`.
+        """
+        return diffusion_tensor(self.conductances(), self.stencil)
 
 
 class Outcome(Enum):
@@ -278,8 +288,7 @@ def _iterate_torch(
                 g = limited(g, step.limiter_tau, stencil)
             u = advanced(u, g, step.tau, stencil)
         time += step.tau
-        maps = (partial(show, g, stencil) for show in (mean_conductance, diffusion_tensor))
-        yield State(done + 1, time, u, *maps)
+        yield State(done + 1, time, u, stencil, partial(_given, g))
 
 
 def _kernels(u: Tensor, backend: Backend) -> tuple[_Limiter, _Step]:
@@ -311,9 +320,9 @@ def _iterate_fused(
     steps = list(scheme.steps(iterations))
     mask = None if valid is None else valid.to(torch.float32)
 
-    def shown(show: Callable[[Tensor, Stencil], Tensor], seen: NDArray[np.float32]) -> Tensor:
+    def conductances(seen: NDArray[np.float32]) -> Tensor:
         g = diffusivity.of_smoothed(torch.from_numpy(seen)[None, None], stencil)
-        return show(g if mask is None else g * open_edges(mask, stencil), stencil)
+        return g if mask is None else g * open_edges(mask, stencil)
 
     pairs = perona_malik_steps(
         u[0, 0].contiguous().numpy(),
@@ -328,8 +337,12 @@ def _iterate_fused(
     )
     for done, (step, (seen, after)) in enumerate(zip(steps, pairs, strict=True)):
         time += step.tau
-        maps = (partial(shown, show, seen) for show in (mean_conductance, diffusion_tensor))
-        yield State(done + 1, time, torch.from_numpy(after)[None, None], *maps)
+        after_step = torch.from_numpy(after)[None, None]
+        yield State(done + 1, time, after_step, stencil, partial(conductances, seen))
+
+
+def _given(conductances: Tensor) -> Tensor:
+    return conductances
 
 
 def _fusible(

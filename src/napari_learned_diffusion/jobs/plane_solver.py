@@ -123,16 +123,8 @@ class PlaneSolver:
         shown = _blank_maps(maps, u.shape)
         tiles = cut((u.shape[0], u.shape[1]), tile, self.halo, self.model.alignment)
         for number, part in enumerate(tiles):
-            states = iterate(
-                self._tensor(u[part.outer]),
-                self.model,
-                noise=noise,
-                scheme=self.scheme,
-                iterations=self.iterations,
-                spacing=self.spacing,
-                valid=None if valid is None else self._tensor(valid[part.outer]),
-                mixed=self.prepared.config.precision == "mixed",
-            )
+            inside = None if valid is None else valid[part.outer]
+            states = self.states(u[part.outer], inside, noise)
             try:
                 for state in states:
                     if state.step == self.iterations:
@@ -145,7 +137,26 @@ class PlaneSolver:
                 states.close()
         return result, shown
 
-    def _tensor(self, array: NDArray[Any]) -> torch.Tensor:
+    def states(
+        self,
+        u: NDArray[np.floating[Any]],
+        valid: NDArray[np.bool_] | None,
+        noise: NoiseModel,
+    ) -> Generator[State, None, None]:
+        """The steps of a plane or a part of it, ``(h, w)``, in the solver's numbers."""
+        return iterate(
+            self.tensor(u),
+            self.model,
+            noise=noise,
+            scheme=self.scheme,
+            iterations=self.iterations,
+            spacing=self.spacing,
+            valid=None if valid is None else self.tensor(valid),
+            mixed=self.prepared.config.precision == "mixed",
+        )
+
+    def tensor(self, array: NDArray[Any]) -> torch.Tensor:
+        """``(h, w)`` to ``(1, 1, h, w)``, where and how precisely the solver computes."""
         contiguous = torch.from_numpy(np.ascontiguousarray(array))
         return contiguous.to(self.device, self.dtype)[None, None]
 

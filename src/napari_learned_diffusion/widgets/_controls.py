@@ -376,7 +376,7 @@ class DiffusionForm(QWidget):
             outputs.addWidget(box, *divmod(at, 2))
         outputs.setColumnStretch(1, 1)
 
-        self._rows = _form_layout()
+        self._rows = make_rows()
         self._rows.setContentsMargins(0, 0, 0, 0)
         self._rows.addRow("Layer", self.layer)
         self._rows.addRow(self.layer_info)
@@ -393,7 +393,7 @@ class DiffusionForm(QWidget):
         self._rows.addRow(self._outputs_title)
         self._rows.addRow(outputs)
 
-        self._advanced_rows = _form_layout()
+        self._advanced_rows = make_rows()
         self._advanced_rows.setContentsMargins(10, 0, 0, 0)
         self._advanced_rows.addRow("Contrast K", self.contrast)
         self._advanced_rows.addRow("Function", self.function)
@@ -726,7 +726,8 @@ class DiffusionForm(QWidget):
         self.advanced.setVisible(is_open)
 
 
-def _form_layout() -> QFormLayout:
+def make_rows() -> QFormLayout:
+    """Rows of a label and a control, as every form has them."""
     rows = QFormLayout()
     rows.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
     rows.setLabelAlignment(Qt.AlignmentFlag.AlignLeft)

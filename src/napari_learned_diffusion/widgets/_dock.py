@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import TYPE_CHECKING, TypeVar
 
 from qtpy.QtCore import QEvent, QTimer
 from qtpy.QtGui import QHideEvent
@@ -10,6 +11,13 @@ from qtpy.QtWidgets import QWidget
 
 from napari_learned_diffusion.core.errors import LearnedDiffusionError
 from napari_learned_diffusion.widgets._runner import Runner
+
+if TYPE_CHECKING:
+    from napari.viewer import Viewer
+
+PLUGIN = "napari-learned-diffusion"
+
+Widget = TypeVar("Widget", bound=QWidget)
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +45,35 @@ class DockedWidget(QWidget):
         window = self.window()
         if window is None or not window.isVisible():
             self.leave()
+
+
+def find_docked(viewer: Viewer, kind: type[Widget]) -> Widget | None:
+    """The widget of that class in the viewer's window, if it is open there."""
+    window = getattr(viewer, "window", None)
+    docked = window.dock_widgets.values() if window is not None else ()
+    return next((widget for widget in docked if isinstance(widget, kind)), None)
+
+
+def open_docked(viewer: Viewer, kind: type[Widget], title: str) -> Widget:
+    """The widget of that class in front of the user, opened if it isn't there.
+
+    Parameters
+    ----------
+    viewer
+        One with a window.
+    kind
+        Class of the widget.
+    title
+        Its name in the manifest.
+    """
+    widget = find_docked(viewer, kind)
+    if widget is None:
+        _, widget = viewer.window.add_plugin_dock_widget(PLUGIN, title)
+    dock = widget.parent()
+    if isinstance(dock, QWidget):
+        dock.show()
+        dock.raise_()
+    return widget
 
 
 def shut_down(runners: tuple[Runner, ...], *_: object) -> None:

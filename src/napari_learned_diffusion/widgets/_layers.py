@@ -60,6 +60,22 @@ class Placement:
             axis_labels=tuple(layer.axis_labels),
         )
 
+    def with_axis(self, label: str, first: float, step: float) -> Placement:
+        """The place of an array with one more axis before the others, which has no unit."""
+        ndim = len(self.scale)
+        rotate, affine = np.eye(ndim + 1), np.eye(ndim + 2)
+        rotate[1:, 1:], affine[1:, 1:] = self.rotate, self.affine
+        return Placement(
+            scale=np.concatenate([[step], self.scale]),
+            translate=np.concatenate([[first], self.translate]),
+            rotate=rotate,
+            # The upper triangle, row by row: the new axis has the first row.
+            shear=np.concatenate([np.zeros(ndim), self.shear]),
+            affine=affine,
+            units=("pixel", *self.units),
+            axis_labels=(label, *self.axis_labels),
+        )
+
     def keywords(self) -> dict[str, Any]:
         """The keywords of `napari.layers.Image`."""
         return {
@@ -169,6 +185,20 @@ class Source:
         napari then shows it on this slice alone, and along the right axes whichever are in view.
         """
         return np.expand_dims(plane, self.other_axes)
+
+    def as_iterations_of_layer(self, maps: NDArray[Any]) -> NDArray[Any]:
+        """Maps of the slice, ``(n, h, w)``: an axis of iterations, then those of the layer."""
+        return np.expand_dims(maps, tuple(axis + 1 for axis in self.other_axes))
+
+    def iterations_placement(self, first: int, stride: int) -> Placement:
+        """The place of what `as_iterations_of_layer` returns.
+
+        Parameters
+        ----------
+        first, stride
+            Iteration of the first map, and from one map to the next.
+        """
+        return self.slice_placement().with_axis("iteration", first, stride)
 
     def slice_placement(self) -> Placement:
         """The place of what `as_slice_of_layer` returns."""

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyqtgraph as pg
 from qtpy.QtCore import Qt
-from qtpy.QtGui import QColor
 from qtpy.QtWidgets import QFrame, QWidget
+
+from napari_learned_diffusion.widgets._plots import colour_axis, make_axis, make_colour
 
 if TYPE_CHECKING:
     from napari_learned_diffusion.core.noise import NoiseModel
@@ -40,7 +41,7 @@ class NoisePlot(pg.GraphicsView):  # type: ignore[misc]
         # Wheel and drag belong to the scroll area around the plot.
         self.setAttribute(Qt.WidgetAttribute.WA_TransparentForMouseEvents)
         self._box = pg.ViewBox(enableMenu=False, enableMouse=False)
-        self._axes = {side: pg.AxisItem(side) for side in ("left", "bottom")}
+        self._axes = {side: make_axis(side) for side in ("left", "bottom")}
         layout = pg.GraphicsLayout()
         # Below, because an axis lets its label hang 5 pixels out of its own rectangle.
         layout.setContentsMargins(0, 4, 6, 6)
@@ -51,8 +52,6 @@ class NoisePlot(pg.GraphicsView):  # type: ignore[misc]
         self.setCentralItem(layout)
         for axis in self._axes.values():
             axis.linkToView(self._box)
-            axis.setStyle(tickLength=-4, tickTextOffset=3, maxTickLevel=0)
-            axis.enableAutoSIPrefix(False)
         self._line = pg.PlotCurveItem()
         self._points = pg.ScatterPlotItem()
         self._box.addItem(self._line)
@@ -99,19 +98,11 @@ class NoisePlot(pg.GraphicsView):  # type: ignore[misc]
 
     def set_colours(self, background: str, text: str, line: str) -> None:
         """Follow napari's theme; all are CSS colours."""
-        self.setBackground(_colour(background))
+        self.setBackground(make_colour(background))
         for axis in self._axes.values():
-            axis.setPen(pg.mkPen(_colour(text), width=1))
-            axis.setTextPen(pg.mkPen(_colour(text)))
-        dots = _colour(text)
+            colour_axis(axis, text)
+        dots = make_colour(text)
         dots.setAlpha(170)
         self._points.setBrush(pg.mkBrush(dots))
         self._points.setPen(pg.mkPen(None))
-        self._line.setPen(pg.mkPen(_colour(line), width=2))
-
-
-def _colour(colour: str) -> QColor:
-    """A colour as napari's themes write it, ``rgb(1, 2, 3)``."""
-    if colour.startswith("rgb("):
-        return QColor(*(int(part) for part in colour[4:-1].split(",")))
-    return QColor(colour)
+        self._line.setPen(pg.mkPen(make_colour(line), width=2))

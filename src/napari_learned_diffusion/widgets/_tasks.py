@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_learned_diffusion.core.zoo import card
 from napari_learned_diffusion.jobs.progress import Job, Progress
 
 if TYPE_CHECKING:
     from napari_learned_diffusion.jobs.denoise import Denoised, Prepared, Report
+    from napari_learned_diffusion.jobs.inspection import Inspection
     from napari_learned_diffusion.widgets._form import Request
     from napari_learned_diffusion.widgets._layers import Source
 
@@ -21,10 +23,18 @@ if TYPE_CHECKING:
 CLEAR_ANISOTROPY = 0.2
 """Below it there is no orientation worth a colour: the map is transparent there."""
 
+_LIMITS_SHARE, _LIMITS_STEP = 0.995, 3
+"""Share of the pixels within the contrast limits of a map; every how many pixels are looked at."""
+
 
 def load_jobs() -> Any:
     """The module of the jobs. Importing it imports torch, so this is called in a worker."""
     return importlib.import_module("napari_learned_diffusion.jobs.denoise")
+
+
+def load_inspection() -> Any:
+    """The module of the job that inspects a slice; as `load_jobs`."""
+    return importlib.import_module("napari_learned_diffusion.jobs.inspection")
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +94,16 @@ def _prepare(request: Request, jobs: Any) -> Prepared:
     return prepared
 
 
+def _prepare_slice(
+    request: Request, whole: Prepared | None, plane: NDArray[Any], jobs: Any
+) -> Prepared:
+    """What the automatic settings become for one slice; ``whole`` is what they are for all."""
+    if whole is not None and not (whole.slice_by_slice and request.source.n_slices > 1):
+        return whole
+    prepared: Prepared = jobs.prepare(plane, request.config, plane_axes=(0, 1))
+    return prepared
+
+
 def denoise_slice(
     request: Request, load: Callable[[], Any] = load_jobs, *, measure: bool = True
 ) -> Job[Answer]:
@@ -103,10 +123,7 @@ def denoise_slice(
     whole = None if request.known.slice_by_slice else _prepare(request, jobs)
     yield Progress(0, 1, "Reading the slice")
     plane = request.source.read_slice()
-    if whole is None or (whole.slice_by_slice and request.source.n_slices > 1):
-        used: Prepared = jobs.prepare(plane, request.config, plane_axes=(0, 1))
-    else:
-        used = whole
+    used = _prepare_slice(request, whole, plane, jobs)
     result: Denoised = yield from jobs.denoise_plane(
         plane,
         used.config,
@@ -145,6 +162,66 @@ def denoise_stack(
     if request.outputs.residual:
         residual = yield from _stack_residual(source, out)
     return Answer(request, whole, whole, result.report, out, residual, *_maps(result))
+
+
+@dataclass(frozen=True, eq=False)
+class Inspected:
+    """A slice in every iteration.
+
+    Parameters
+    ----------
+    request
+        What had been asked.
+    whole
+        What the automatic settings became for the layer as a whole, if that was looked at.
+    found
+        The maps and numbers.
+    limits
+        Contrast limits that suit the maps, by the fields of `found`.
+    """
+
+    request: Request
+    whole: Prepared | None
+    found: Inspection
+    limits: dict[str, tuple[float, float]]
+
+
+def inspect_slice(request: Request, load: Callable[[], Any] = load_inspection) -> Job[Inspected]:
+    """Look at the slice that was in view in every iteration.
+
+    Where their number is automatic there are twice as many as suggested, if the model can do that:
+    where to stop is seen only by going beyond it.
+    """
+    yield Progress(0, 1, "Preparing")
+    jobs = load()
+    whole = None if request.known.slice_by_slice else _prepare(request, jobs)
+    yield Progress(0, 1, "Reading the slice")
+    plane = request.source.read_slice()
+    used = _prepare_slice(request, whole, plane, jobs)
+    config = used.config
+    has_end = card(config.model).most_iterations is not None
+    if request.config.iterations is None and config.scheme == "explicit" and not has_end:
+        used = replace(used, config=config.with_(iterations=2 * (config.iterations or 0)))
+    found: Inspection = yield from jobs.inspect_plane(
+        plane, spacing=request.source.spacing, prepared=used
+    )
+    yield Progress(found.iterations, found.iterations, "Preparing the layers")
+    limits = {
+        "denoised": request.source.display["contrast_limits"],
+        # Of the last image: the noise of the first would drown its edges.
+        "gradient": _limits(found.gradient[-1:]),
+        "diffusivity": _limits(found.diffusivity),
+        "flux": _limits(found.flux),
+    }
+    return Inspected(request, whole, found, limits)
+
+
+def _limits(maps: NDArray[np.float32]) -> tuple[float, float]:
+    """From 0 to what nearly all pixels stay below; a part of them tells it well enough."""
+    some = maps[:, ::_LIMITS_STEP, ::_LIMITS_STEP]
+    some = some[np.isfinite(some)]
+    top = float(np.quantile(some, _LIMITS_SHARE)) if some.size else 0.0
+    return 0.0, top if top > 0 else 1.0
 
 
 def _maps(

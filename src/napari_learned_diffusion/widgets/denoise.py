@@ -44,6 +44,13 @@ from napari_learned_diffusion.widgets._layers import (
     mark_of,
     read,
 )
+from napari_learned_diffusion.widgets._results import (
+    DIFFUSIVITY_COLORMAP,
+    RESIDUAL_COLORMAP,
+    RESIDUAL_LIMIT,
+    position,
+    show_result,
+)
 from napari_learned_diffusion.widgets._runner import Runner
 
 if TYPE_CHECKING:
@@ -51,6 +58,7 @@ if TYPE_CHECKING:
 
     from napari_learned_diffusion.config import DiffusionConfig
     from napari_learned_diffusion.jobs.progress import Progress
+    from napari_learned_diffusion.widgets._form import FormValues
     from napari_learned_diffusion.widgets._tasks import Answer, Estimate
 
 PREVIEW_DELAY = 120
@@ -59,18 +67,9 @@ PREVIEW_DELAY = 120
 FORM_WIDTH = 340
 """Of the form and its scroll bar, in pixels, at least: what its widest row takes."""
 
-RESIDUAL_COLORMAP = "PiYG"
-RESIDUAL_LIMIT = 4.0
-"""Of the residual's contrast, in standard deviations of the noise."""
-
-DIFFUSIVITY_COLORMAP = "inferno"
-
 ORIENTATION_COLORMAP = "hsv"
 ORIENTATION_LIMITS = (0.0, 180.0)
 """In degrees."""
-
-STACKING_ORDER = ("diffusivity", "orientation", "residual", "denoised", "preview")
-"""Results from the lowest layer to the highest: what is looked at first is on top."""
 
 PACKAGES = ("napari-learned-diffusion", "napari", "numpy", "torch")
 """Packages whose versions a result notes down."""
@@ -117,6 +116,12 @@ class DenoiseWidget(DockedWidget):
         self._connect()
         self._on_theme()
         self._on_layers()
+
+    def adopt(self, values: FormValues, layer_id: Any) -> None:
+        """Take over settings, and the layer that they were found on if it is still there."""
+        self.form.layer.set_key(layer_id)
+        self.form.set_values(values)
+        self._on_form()
 
     # --- the window -------------------------------------------------------------------------------
 
@@ -509,46 +514,9 @@ class DenoiseWidget(DockedWidget):
         is_selected: bool = True,
     ) -> None:
         """Update the layer that an earlier run has made, or add one."""
-        mark = {"role": role, "source_id": str(source.layer_id), "source": source.name, **details}
-        metadata = {**source.metadata, MARK: mark}
-        layers = self._viewer.layers
-        layer = find_result(layers, source, role)
-        if layer is not None and layer.ndim != data.ndim:
-            layers.remove(layer)
-            layer = None
-        if layer is None:
-            layer = Image(
-                data, name=f"{source.name} {role}", metadata=metadata, **place.keywords(), **look
-            )
-            if look is source.display:
-                layer.contrast_limits_range = source.contrast_limits_range
-                layer.contrast_limits = source.display["contrast_limits"]
-            active = layers.selection.active
-            layers.insert(self._position(source, role), layer)
-            if not is_selected:
-                layers.selection.active = active
-        else:
-            # Name, colours and contrast stay as the user has set them since.
-            layer.metadata = metadata
-            place.apply(layer)
-            if layer.data is not data:
-                layer.data = data
-            else:
-                layer.refresh()
-
-    def _position(self, source: Source, role: str) -> int:
-        """Index in the layer list: above the source, and among its results in a fixed order."""
-        rank = STACKING_ORDER.index(role.split()[0])
-        position = 0
-        for at, layer in enumerate(self._viewer.layers):
-            mark = mark_of(layer)
-            is_below = (
-                mark.get("source_id") == str(source.layer_id)
-                and STACKING_ORDER.index(mark["role"].split()[0]) <= rank
-            )
-            if layer.unique_id == source.layer_id or is_below:
-                position = at + 1
-        return position
+        show_result(
+            self._viewer.layers, source, role, data, place, look, details, is_selected=is_selected
+        )
 
     # --- the live preview -------------------------------------------------------------------------
 
@@ -601,7 +569,7 @@ class DenoiseWidget(DockedWidget):
             )
             self._preview_id = layer.unique_id
             active = layers.selection.active
-            layers.insert(self._position(source, "preview"), layer)
+            layers.insert(position(layers, source, "preview"), layer)
             layers.selection.active = active
         else:
             place.apply(layer)

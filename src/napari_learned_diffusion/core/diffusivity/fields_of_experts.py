@@ -73,6 +73,25 @@ class FieldsOfExperts(LearnedDiffusivity):
     def exponents(self, x: Tensor) -> Tensor:
         """The sum of all experts' functions, ``(b, experts, h, w)`` to ``(b, 1, h, w)``."""
 
+    def functions(self, x: Tensor) -> Tensor:
+        r"""Each expert's function less its value at 0, :math:`\varphi_i(x) - \varphi_i(0)`.
+
+        What the model adds up is told apart by letting one expert answer at a time.
+
+        Parameters
+        ----------
+        x
+            ``(points,)``, answers of a kernel.
+
+        Returns
+        -------
+        ``(experts, points)``
+        """
+        n = self.kernels.shape[0]
+        answers = x.new_zeros(n, n, 1, len(x))
+        answers[range(n), range(n), 0] = x
+        return (self.exponents(answers) - self.exponents(x.new_zeros(1, n, 1, 1)))[:, 0, 0]
+
     def conductances(self, v: Tensor, stencil: Stencil, valid: Tensor | None, step: int) -> Tensor:
         log_step = self.log_steps[min(step, len(self.log_steps) - 1)]
         exponents = [

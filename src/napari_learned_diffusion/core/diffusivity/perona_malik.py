@@ -34,6 +34,29 @@ FUNCTIONS: dict[Function, Callable[[Tensor], Tensor]] = {
 """The diffusivity as a function of s/K²."""
 
 
+def ellipticity(x: Tensor, function: Function) -> Tensor:
+    r"""How diffusion acts across an edge: forward where this is positive, backward below 0.
+
+    .. math:: b(s) = a(s) + 2 s\, a'(s)
+
+    Parameters
+    ----------
+    x
+        :math:`s/K^2`, squared gradients in units of the squared contrast parameter, of any shape.
+    function
+        Which :math:`a`.
+
+    Returns
+    -------
+    :math:`b`, of the same shape, without unit.
+    """
+    with torch.enable_grad():
+        t = x.detach().clone().requires_grad_()
+        a = FUNCTIONS[function](t)
+        (slope,) = torch.autograd.grad(a.sum(), t)
+    return (a + 2 * t * slope).detach()
+
+
 class PeronaMalik(Diffusivity):
     r"""Conducts well within regions and badly across edges [1]_.
 

@@ -1,0 +1,98 @@
+"""Where results go among the viewer's layers: updated where there is one already, else added."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from napari.layers import Image
+
+from napari_learned_diffusion.widgets._layers import MARK, Placement, Source, find_result, mark_of
+
+if TYPE_CHECKING:
+    from napari.components import LayerList
+    from napari.layers import Layer
+
+DIFFUSIVITY_COLORMAP = "inferno"
+RESIDUAL_COLORMAP = "PiYG"
+RESIDUAL_LIMIT = 4.0
+"""Of the residual's contrast, in standard deviations of the noise."""
+
+STACKING_ORDER = ("diffusivity", "orientation", "residual", "denoised", "preview", "iterations")
+"""Results from the lowest layer to the highest: what is looked at first is on top."""
+
+
+def show_result(
+    layers: LayerList,
+    source: Source,
+    role: str,
+    data: Any,
+    place: Placement,
+    look: dict[str, Any],
+    details: dict[str, Any],
+    *,
+    is_selected: bool = True,
+) -> Image:
+    """Update the layer that an earlier run has made, or add one.
+
+    Parameters
+    ----------
+    layers
+        The viewer's.
+    source
+        What the result was made from.
+    role
+        What it is; its first word is in `STACKING_ORDER`.
+    data, place
+        Its pixels, and where they lie.
+    look
+        Keywords of a new layer; one that is there keeps what the user has made of it.
+    details
+        How it came about, for its metadata.
+    is_selected
+        Whether a new layer becomes the selected one.
+    """
+    mark = {"role": role, "source_id": str(source.layer_id), "source": source.name, **details}
+    metadata = {**source.metadata, MARK: mark}
+    layer = find_result(layers, source, role)
+    if layer is not None and layer.ndim != data.ndim:
+        layers.remove(layer)
+        layer = None
+    if layer is None:
+        layer = Image(
+            data, name=f"{source.name} {role}", metadata=metadata, **place.keywords(), **look
+        )
+        if look is source.display:
+            layer.contrast_limits_range = source.contrast_limits_range
+            layer.contrast_limits = source.display["contrast_limits"]
+        active = layers.selection.active
+        layers.insert(position(layers, source, role), layer)
+        if not is_selected:
+            layers.selection.active = active
+    else:
+        # Name, colours and contrast stay as the user has set them since.
+        layer.metadata = metadata
+        place.apply(layer)
+        if layer.data is not data:
+            layer.data = data
+        else:
+            layer.refresh()
+    return layer
+
+
+def position(layers: LayerList, source: Source, role: str) -> int:
+    """Index in the layer list: above the source, and among its results in a fixed order."""
+    position = 0
+    for at, layer in enumerate(layers):
+        if layer.unique_id == source.layer_id or _is_below(layer, source, role):
+            position = at + 1
+    return position
+
+
+def _is_below(layer: Layer, source: Source, role: str) -> bool:
+    mark = mark_of(layer)
+    is_of_source = mark.get("source_id") == str(source.layer_id)
+    return is_of_source and _rank(mark["role"]) <= _rank(role)
+
+
+def _rank(role: str) -> int:
+    return STACKING_ORDER.index(role.split()[0])
