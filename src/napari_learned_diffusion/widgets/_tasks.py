@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from napari_learned_diffusion.config import MapsConfig
 from napari_learned_diffusion.jobs.progress import Job, Progress
+from napari_learned_diffusion.widgets._imports import import_module
 
 if TYPE_CHECKING:
     from napari_learned_diffusion.jobs.denoise import Denoised, Prepared, Report
@@ -26,7 +26,7 @@ CLEAR_ANISOTROPY = 0.2
 
 def load_jobs() -> Any:
     """The module of the jobs. Importing it imports torch, so this is called in a worker."""
-    return importlib.import_module("napari_learned_diffusion.jobs.denoise")
+    return import_module("napari_learned_diffusion.jobs.denoise")
 
 
 @dataclass(frozen=True, eq=False)
