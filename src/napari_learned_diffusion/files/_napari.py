@@ -158,6 +158,8 @@ def volume_of_layer(path: str, data: Any, meta: Mapping[str, Any]) -> Volume:
     """The pixels of an image layer, not copied, with what its attributes say about its axes."""
     if meta.get("multiscale"):
         data = data[0]
+    if hasattr(data, "finished"):
+        data = data.finished()  # a result that is denoised as the user scrolls, or it refuses
     if not isinstance(data, np.ndarray) and not hasattr(data, "dask"):
         import dask.array as da
 

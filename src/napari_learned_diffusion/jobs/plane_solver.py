@@ -89,7 +89,7 @@ class PlaneSolver:
         if self.given is not None:
             with torch.no_grad():
                 self.model = self.given.adapted(
-                    noise.stabilise(self._tensor(u)), self.scheme.stopping_time(self.iterations)
+                    noise.stabilise(self.tensor(u)), self.scheme.stopping_time(self.iterations)
                 )
         while True:
             tile = self._tile(plane.shape)

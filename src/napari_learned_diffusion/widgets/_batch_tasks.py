@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from napari_learned_diffusion.config import DiffusionConfig, TilingConfig
 from napari_learned_diffusion.jobs.batch_sources import Source, find_sources
 from napari_learned_diffusion.jobs.progress import Job, Progress, Result
+from napari_learned_diffusion.widgets._imports import import_module
 
 if TYPE_CHECKING:
     from napari_learned_diffusion.jobs.batch import BatchSummary
@@ -22,7 +22,7 @@ _PAUSE_SECONDS = 0.05
 
 def load_jobs() -> Any:
     """The module of the batch. Importing it imports torch, so this is called in a worker."""
-    return importlib.import_module("napari_learned_diffusion.jobs.batch")
+    return import_module("napari_learned_diffusion.jobs.batch")
 
 
 @dataclass(frozen=True)

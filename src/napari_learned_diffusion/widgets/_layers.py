@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from napari_learned_diffusion.core.errors import InvalidImageError
 from napari_learned_diffusion.files._napari import volume_of_layer
+from napari_learned_diffusion.widgets._lazy_stack import LazyStack
 
 if TYPE_CHECKING:
     from napari.components import Dims
@@ -169,7 +170,8 @@ class Source:
         is_named = all(len(label) == 1 and label.isalpha() for label in labels)
         return letters if is_named and letters != "YX" else ""
 
-    def _select(self, index: tuple[int, ...]) -> tuple[int | slice, ...]:
+    def select(self, index: tuple[int, ...]) -> tuple[int | slice, ...]:
+        """What to index the array with to get the slice at ``index``."""
         where = dict(zip(self.other_axes, index, strict=True))
         return tuple(where.get(axis, slice(None)) for axis in range(self.data.ndim))
 
@@ -177,7 +179,19 @@ class Source:
         """Load the slice in view, and of a lazy layer nothing else; shape ``plane_shape``."""
         if self.index is None:
             raise InvalidImageError(self.slice_problem)
-        return np.asarray(self.data[self._select(self.index)])
+        return self.read_at(self.index)
+
+    def read_at(self, index: tuple[int, ...]) -> NDArray[Any]:
+        """Load one slice."""
+        return np.asarray(self.data[self.select(index)])
+
+    def blank(self) -> float:
+        """What stands where a slice isn't done: nothing, or black where there is no nothing."""
+        dtype = np.dtype(self.data.dtype)
+        if dtype.kind == "f":
+            return float("nan")
+        info = np.iinfo(dtype)
+        return float(np.clip(self.display["contrast_limits"][0], info.min, info.max))
 
     def as_slice_of_layer(self, plane: NDArray[Any]) -> NDArray[Any]:
         """A plane with an axis of length 1 for each axis that isn't part of it.
@@ -263,6 +277,11 @@ def check(layer: Layer) -> Image:
         )
     if not isinstance(layer, Image):
         raise InvalidImageError(f"“{name}” isn't an image layer. Choose an image layer.")
+    if isinstance(layer.data, LazyStack):
+        raise InvalidImageError(
+            f"“{name}” is being denoised as you scroll, and is no whole stack yet. Choose the "
+            "layer that it was made from."
+        )
     if layer.multiscale:
         raise InvalidImageError(
             f"“{name}” is a multiscale layer. Add one of its levels as a layer of its own, for "

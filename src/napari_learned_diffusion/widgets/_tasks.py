@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -10,14 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_learned_diffusion.config import MapsConfig
 from napari_learned_diffusion.core.zoo import card
 from napari_learned_diffusion.jobs.progress import Job, Progress
+from napari_learned_diffusion.widgets._imports import import_module
 
 if TYPE_CHECKING:
     from napari_learned_diffusion.jobs.denoise import Denoised, Prepared, Report
     from napari_learned_diffusion.jobs.inspection import Inspection
     from napari_learned_diffusion.widgets._form import Request
     from napari_learned_diffusion.widgets._layers import Source
+    from napari_learned_diffusion.widgets._lazy_stack import Index, LazyStack
 
 
 CLEAR_ANISOTROPY = 0.2
@@ -29,12 +31,12 @@ _LIMITS_SHARE, _LIMITS_STEP = 0.995, 3
 
 def load_jobs() -> Any:
     """The module of the jobs. Importing it imports torch, so this is called in a worker."""
-    return importlib.import_module("napari_learned_diffusion.jobs.denoise")
+    return import_module("napari_learned_diffusion.jobs.denoise")
 
 
 def load_inspection() -> Any:
     """The module of the job that inspects a slice; as `load_jobs`."""
-    return importlib.import_module("napari_learned_diffusion.jobs.inspection")
+    return import_module("napari_learned_diffusion.jobs.inspection")
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +146,7 @@ def denoise_stack(
     source = request.source
     # What isn't done yet looks like the source, except where that would load a lazy layer.
     for index in _planes(source):
-        out[index] = source.data[index] if isinstance(source.data, np.ndarray) else _blank(source)
+        out[index] = source.data[index] if isinstance(source.data, np.ndarray) else source.blank()
         yield Progress(0, 1, "Preparing")
     jobs = load()
     whole = _prepare(request, jobs)
@@ -224,6 +226,56 @@ def _limits(maps: NDArray[np.float32]) -> tuple[float, float]:
     return 0.0, top if top > 0 else 1.0
 
 
+def denoise_lazily(
+    request: Request, stack: LazyStack, load: Callable[[], Any] = load_jobs
+) -> Job[Prepared | None]:
+    """Denoise the slices that the stack wants, the most wanted first, until it wants none.
+
+    Returns
+    -------
+    What the automatic settings became for the layer as a whole; ``None`` where each slice has its
+    own.
+    """
+    yield Progress(0, 1, "Preparing")
+    jobs = load()
+    whole = None if request.known.slice_by_slice else _prepare(request, jobs)
+    while (index := stack.next()) is not None:
+        plane = request.source.read_at(index)
+        denoised = plane
+        if plane.dtype.kind != "f" or np.isfinite(plane).any():
+            used = _prepare_slice(request, whole, plane, jobs)
+            job: Job[Denoised] = jobs.denoise_plane(
+                plane,
+                used.config,
+                spacing=request.source.spacing,
+                tiling=request.tiling,
+                prepared=used,
+                maps=MapsConfig(),
+                measure=False,
+            )
+            result = yield from _unless_late(job, index, stack)
+            if result is None:
+                continue
+            denoised = result.image
+        stack.put(index, denoised)
+        yield Progress(stack.n_ready, stack.n_slices, "As you scroll", index)
+    return whole
+
+
+def _unless_late(job: Job[Denoised], index: Index, stack: LazyStack) -> Job[Denoised | None]:
+    """Run a job for a slice to its end, or to where another slice is wanted more."""
+    try:
+        while not stack.has_better(index):
+            try:
+                yield next(job)
+            except StopIteration as stop:
+                result: Denoised = stop.value
+                return result
+        return None
+    finally:
+        job.close()
+
+
 def _maps(
     result: Denoised,
 ) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None, float]:
@@ -235,15 +287,6 @@ def _maps(
     if result.orientation is not None and result.anisotropy is not None:
         result.orientation[result.anisotropy < CLEAR_ANISOTROPY] = np.nan
     return result.diffusivity, result.orientation, largest
-
-
-def _blank(source: Source) -> float:
-    """What stands where a slice isn't done: nothing, or black where there is no nothing."""
-    dtype = np.dtype(source.data.dtype)
-    if dtype.kind == "f":
-        return float("nan")
-    info = np.iinfo(dtype)
-    return float(np.clip(source.display["contrast_limits"][0], info.min, info.max))
 
 
 def _stack_residual(source: Source, out: NDArray[Any]) -> Job[Any]:

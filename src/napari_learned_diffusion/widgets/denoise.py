@@ -32,7 +32,7 @@ from napari_learned_diffusion.config import MapsConfig
 from napari_learned_diffusion.core.errors import LearnedDiffusionError
 from napari_learned_diffusion.recipe import as_python, as_shell
 from napari_learned_diffusion.widgets import _tasks
-from napari_learned_diffusion.widgets._controls import Colours, DiffusionForm, Note
+from napari_learned_diffusion.widgets._controls import Choice, Colours, DiffusionForm, Note
 from napari_learned_diffusion.widgets._dock import DockedWidget, explain, shut_down
 from napari_learned_diffusion.widgets._form import Findings, Request, make_request
 from napari_learned_diffusion.widgets._layers import (
@@ -44,6 +44,8 @@ from napari_learned_diffusion.widgets._layers import (
     mark_of,
     read,
 )
+from napari_learned_diffusion.widgets._lazy import LazyResult
+from napari_learned_diffusion.widgets._lazy_stack import CACHE_BYTES
 from napari_learned_diffusion.widgets._results import (
     DIFFUSIVITY_COLORMAP,
     RESIDUAL_COLORMAP,
@@ -57,12 +59,16 @@ if TYPE_CHECKING:
     from napari.viewer import Viewer
 
     from napari_learned_diffusion.config import DiffusionConfig
+    from napari_learned_diffusion.jobs.prepare import Prepared
     from napari_learned_diffusion.jobs.progress import Progress
     from napari_learned_diffusion.widgets._form import FormValues
+    from napari_learned_diffusion.widgets._lazy_stack import Index
     from napari_learned_diffusion.widgets._tasks import Answer, Estimate
 
 PREVIEW_DELAY = 120
-"""Milliseconds without a change after which the preview is computed anew."""
+"""Milliseconds without a change after which preview and result as you scroll are computed anew."""
+
+STACK_WAYS = {"now": "now", "scroll": "as you scroll"}
 
 FORM_WIDTH = 340
 """Of the form and its scroll bar, in pixels, at least: what its widest row takes."""
@@ -103,6 +109,14 @@ class DenoiseWidget(DockedWidget):
         self._replaced: Any = None
         self._reason = ""
 
+        # Layers that are still to be shown. One takes napari a tenth of a second or two, so each is
+        # shown in an event of its own.
+        self._to_show: list[Callable[[], None]] = []
+        self._show_timer = QTimer(self)
+
+        # Results that are denoised as the user scrolls, by the layer that they are made from.
+        self._lazy: dict[Hashable, LazyResult] = {}
+
         self._run = Runner(self, in_activity_dock=True)
         self._preview = Runner(self)
         self._estimation = Runner(self)
@@ -110,6 +124,9 @@ class DenoiseWidget(DockedWidget):
         self._preview_timer = QTimer(self)
         self._preview_timer.setSingleShot(True)
         self._preview_timer.setInterval(PREVIEW_DELAY)
+        self._lazy_timer = QTimer(self)
+        self._lazy_timer.setSingleShot(True)
+        self._lazy_timer.setInterval(PREVIEW_DELAY)
 
         self._make_controls()
         self._lay_out()
@@ -135,14 +152,23 @@ class DenoiseWidget(DockedWidget):
         self.slice_button = QPushButton("Denoise slice")
         self.slice_button.setToolTip("Denoise the slice in view.")
         self.stack_button = QPushButton("Denoise stack")
-        self.stack_button.setToolTip("Denoise every slice of the layer, one after the other.")
+        self.stack_button.setToolTip("Denoise every slice of the layer, now or as you scroll.")
+        self.stack_way = Choice(STACK_WAYS)
+        self.stack_way.setToolTip(
+            "Now: denoise every slice, one after the other.\nAs you scroll: denoise the slice in "
+            "view, and in the background those that come next. Changing a setting begins anew."
+        )
         self.progress_bar = QProgressBar()
         # A thin track; a tall empty box looks like something to type into.
         self.progress_bar.setTextVisible(False)
         self.progress_bar.setFixedHeight(10)
         self.cancel_button = QPushButton("Cancel")
-        self.cancel_button.setToolTip("Stop at once. All layers stay as they were before the run.")
+        self.cancel_button.setToolTip(
+            "Stop at once. All layers stay as they were before the run. With nothing running, end "
+            "the results as you scroll; those that lack slices go away."
+        )
         self.status = Note()
+        self.lazy_info = Note()
         self.python_button = QPushButton("Python")
         self.python_button.setToolTip("Copy the settings as a Python call.")
         self.shell_button = QPushButton("Shell")
@@ -159,6 +185,7 @@ class DenoiseWidget(DockedWidget):
         runs = QHBoxLayout()
         runs.addWidget(self.slice_button, 1)
         runs.addWidget(self.stack_button, 1)
+        runs.addWidget(self.stack_way, 1)
         progress = QHBoxLayout()
         progress.addWidget(self.progress_bar, 1)
         progress.addWidget(self.cancel_button)
@@ -174,6 +201,7 @@ class DenoiseWidget(DockedWidget):
         foot.addWidget(self.live_preview)
         foot.addLayout(runs)
         foot.addLayout(progress)
+        foot.addWidget(self.lazy_info)
         foot.addWidget(self.status)
         foot.addLayout(copy)
 
@@ -189,11 +217,13 @@ class DenoiseWidget(DockedWidget):
         self.form.advanced_button.toggled.connect(self._on_advanced)
         self.live_preview.toggled.connect(self._on_live_preview)
         self.slice_button.clicked.connect(self.denoise_slice)
-        self.stack_button.clicked.connect(self.denoise_stack)
+        self.stack_button.clicked.connect(self._on_stack_button)
         self.cancel_button.clicked.connect(self.cancel)
         self.python_button.clicked.connect(self.copy_as_python)
         self.shell_button.clicked.connect(self.copy_as_shell)
         self._preview_timer.timeout.connect(self._start_preview)
+        self._lazy_timer.timeout.connect(self._renew_lazy)
+        self._show_timer.timeout.connect(self._show_next)
 
         self._run.started.connect(self._on_run_started)
         self._run.progressed.connect(self._on_run_progressed)
@@ -228,19 +258,24 @@ class DenoiseWidget(DockedWidget):
 
     @property
     def is_working(self) -> bool:
-        """Whether a run, a preview or an estimate is on, or a preview about to start."""
-        return self._preview_timer.isActive() or not all(r.is_idle for r in self._runners)
+        """Whether anything is computed, or about to be."""
+        timers = self._preview_timer, self._lazy_timer, self._show_timer
+        workers: list[Runner | LazyResult] = [*self._runners, *self._lazy.values()]
+        return any(t.isActive() for t in timers) or not all(w.is_idle for w in workers)
 
     def leave(self) -> None:
         """Stop everything and leave no preview behind, because dock or window were closed."""
         self.live_preview.setChecked(False)
         for runner in self._runners:
             runner.cancel()
+        self._end_all_lazy()
+        self._to_show.clear()
 
     def _on_theme(self) -> None:
         colours = Colours.of(get_theme(self._viewer.theme))
         self.form.set_colours(colours)
-        self.status.set_colours(colours.quiet, colours.error)
+        for note in (self.status, self.lazy_info):
+            note.set_colours(colours.quiet, colours.error)
 
     # --- the chosen layer -------------------------------------------------------------------------
 
@@ -275,6 +310,9 @@ class DenoiseWidget(DockedWidget):
         if removed.unique_id == self._preview_id:
             self._preview_id = None
             self.live_preview.setChecked(False)
+        for lazy in list(self._lazy.values()):
+            if removed.unique_id == lazy.source_id or removed.data is lazy.stack:
+                self._end_lazy(lazy)
         if self._request is None:
             return
         if removed.unique_id == self._request.source.layer_id or (
@@ -283,19 +321,25 @@ class DenoiseWidget(DockedWidget):
             self._cancel(f"Cancelled: the layer “{removed.name}” was removed.")
 
     def _on_data(self, event: Any) -> None:
+        lazy = self._lazy.get(event.source.unique_id)
         if event.source.unique_id == self.form.layer.key():
             self._findings = Findings()
             self._on_view()
+        if lazy is not None:
+            self._begin_again(lazy)
 
     def _on_view(self) -> None:
         self._update_source()
         self._ask_for_preview()
+        self._look_at_lazy()
 
     def _on_form(self) -> None:
         if self.status.is_error:
             self.status.show_text("")  # what went wrong may have been mended just now
         self._update_source()
         self._ask_for_preview()
+        if self._lazy:
+            self._lazy_timer.start()
 
     def _update_source(self) -> None:
         """Look at the chosen layer; say what it is, or why it can't be denoised."""
@@ -333,7 +377,7 @@ class DenoiseWidget(DockedWidget):
         self.slice_button.setEnabled(is_ready and source is not None and not source.slice_problem)
         self.stack_button.setEnabled(is_ready and source is not None and bool(source.other_axes))
         self.form.estimate_button.setEnabled(source is not None and not self._estimation.is_busy)
-        self.cancel_button.setEnabled(self._run.is_busy)
+        self.cancel_button.setEnabled(self._run.is_busy or bool(self._lazy))
         self.python_button.setEnabled(source is not None)
         self.shell_button.setEnabled(source is not None)
 
@@ -347,6 +391,12 @@ class DenoiseWidget(DockedWidget):
         except LearnedDiffusionError as error:
             self.status.show_error(str(error))
             return None
+
+    def _on_stack_button(self) -> None:
+        if self.stack_way.key() == "now":
+            self.denoise_stack()
+        else:
+            self.denoise_as_you_scroll()
 
     # --- a run ------------------------------------------------------------------------------------
 
@@ -387,8 +437,11 @@ class DenoiseWidget(DockedWidget):
         )
 
     def cancel(self) -> None:
-        """Stop the run; all layers become what they were before."""
-        self._cancel("Cancelled. All layers are as they were before.")
+        """Stop the run; all layers become what they were before. Else end what is lazy."""
+        if self._run.is_busy:
+            self._cancel("Cancelled. All layers are as they were before.")
+        else:
+            self._end_all_lazy()
 
     def _cancel(self, reason: str) -> None:
         self._reason = reason
@@ -398,6 +451,8 @@ class DenoiseWidget(DockedWidget):
     def _on_run_started(self) -> None:
         self._preview_timer.stop()
         self._preview.cancel()
+        for lazy in self._lazy.values():
+            lazy.hold(True)
         self.progress_bar.setRange(0, 0)
         self.status.show_text("Preparing …")
         self._update_buttons()
@@ -418,6 +473,9 @@ class DenoiseWidget(DockedWidget):
     def _on_run_succeeded(self, answer: Answer) -> None:
         self._findings.add(answer.request, answer.whole, answer.used)
         self._show_answer(answer)
+        lazy = self._lazy.get(answer.request.source.layer_id)
+        if lazy is not None and self._replaced is lazy.stack:
+            self._end_lazy(lazy)  # its layer shows the whole result now
         self._out = self._replaced = None
         report = answer.report
         source = answer.request.source
@@ -439,6 +497,11 @@ class DenoiseWidget(DockedWidget):
         self.progress_bar.setRange(0, 1000)
         self._update_source()
         self._ask_for_preview()
+        for lazy in list(self._lazy.values()):
+            lazy.hold(False)
+            if lazy.is_stale:
+                self._begin_again(lazy)
+        self._look_at_lazy()
 
     def _fail(self, message: str) -> None:
         self.status.show_error(message)
@@ -466,12 +529,16 @@ class DenoiseWidget(DockedWidget):
         if layer is None or layer.data is not out:
             return
         if replaced is None:
-            layers = self._viewer.layers
-            layers.remove(layer)
-            if layers.selection.active is None:
-                layers.selection.active = find_layer(layers, request.source.layer_id)
+            self._remove(layer, request.source)
         else:
             layer.data = replaced
+
+    def _remove(self, layer: Layer, source: Source) -> None:
+        """Take a layer away; if it was the selected one, its source is that now."""
+        layers = self._viewer.layers
+        layers.remove(layer)
+        if layers.selection.active is None:
+            layers.selection.active = find_layer(layers, source.layer_id)
 
     def _show_answer(self, answer: Answer) -> None:
         request = answer.request
@@ -484,7 +551,11 @@ class DenoiseWidget(DockedWidget):
             role, data = name, array
             if not is_whole and source.other_axes:
                 role, data = f"{name} (slice)", source.as_slice_of_layer(array)
-            self._show(source, role, data, place, look, details, is_selected=is_selected)
+            self._to_show.append(
+                partial(
+                    self._show, source, role, data, place, look, details, is_selected=is_selected
+                )
+            )
 
         is_alone = not request.outputs.denoised
         if answer.diffusivity is not None:
@@ -501,6 +572,16 @@ class DenoiseWidget(DockedWidget):
             show("residual", answer.residual, look, is_alone)
         if request.outputs.denoised:
             show("denoised", answer.denoised, source.display, True)
+        self._show_next()
+
+    def _show_next(self) -> None:
+        """Show one layer, and the next one when napari has done what the first one asks for."""
+        if self._to_show:
+            self._to_show.pop(0)()
+        if self._to_show:
+            self._show_timer.start(0)
+        else:
+            self._show_timer.stop()
 
     def _show(
         self,
@@ -517,6 +598,139 @@ class DenoiseWidget(DockedWidget):
         show_result(
             self._viewer.layers, source, role, data, place, look, details, is_selected=is_selected
         )
+
+    # --- as you scroll ----------------------------------------------------------------------------
+
+    def denoise_as_you_scroll(self) -> None:
+        """Show a result whose slices are denoised when they come into view."""
+        request = self._make_request()
+        if request is None or self._run.is_busy:
+            return
+        source = request.source
+        lazy = self._lazy.get(source.layer_id)
+        if lazy is not None:
+            self._begin_again(lazy)
+            return
+        lazy = LazyResult(request, CACHE_BYTES, self._load_jobs, self)
+        before = find_result(self._viewer.layers, source, "denoised")
+        if before is not None and before.ndim == lazy.stack.ndim:
+            lazy.replaced = before.data, before.metadata
+        self._lazy[source.layer_id] = lazy
+        lazy.filled.connect(self._on_lazy_filled)
+        lazy.prepared.connect(self._on_lazy_prepared)
+        lazy.failed.connect(self._on_lazy_failed)
+        self._show_lazy(lazy)
+        lazy.go_on()
+
+    def _show_lazy(self, lazy: LazyResult) -> None:
+        source, details = lazy.request.source, {"unfinished": True}
+        self._show(source, "denoised", lazy.stack, source.placement, source.display, details)
+        self._show_lazy_state()
+
+    def _begin_again(self, lazy: LazyResult) -> None:
+        """Settings or data have changed: what was denoised so far doesn't hold any more."""
+        if self._request is not None:
+            lazy.is_stale = True  # the layer belongs to a run, whose end looks here again
+            return
+        layer = find_layer(self._viewer.layers, lazy.source_id)
+        if layer is None:
+            return
+        try:
+            source = read(layer, self._viewer.dims)
+            request = make_request(self.form.values(), source, self._findings)
+        except LearnedDiffusionError as error:
+            self._on_lazy_failed(lazy, error)
+            return
+        lazy.begin_again(request)
+        self._show_lazy(lazy)
+
+    def _renew_lazy(self) -> None:
+        """Begin again where the settings have changed."""
+        lazy = self._lazy.get(self.form.layer.key())
+        request = self._make_request() if lazy is not None else None
+        if lazy is None or request is None:
+            return
+        before = lazy.request
+        if (request.config, request.tiling) != (before.config, before.tiling):
+            self._begin_again(lazy)
+
+    def _look_at_lazy(self) -> None:
+        """Tell what is lazy which slice is in view; with other axes in view it begins again."""
+        for lazy in list(self._lazy.values()):
+            source = self._source
+            if source is None or source.layer_id != lazy.source_id:
+                source = self._read(lazy.source_id)
+            if source is None:
+                continue
+            if source.plane_axes == lazy.request.source.plane_axes:
+                lazy.look_at(source.index)
+            else:
+                self._begin_again(lazy)
+        self._show_lazy_state()
+
+    def _read(self, layer_id: Hashable) -> Source | None:
+        """A layer as it is now; ``None`` if it can't be denoised, which the form says elsewhere."""
+        layer = find_layer(self._viewer.layers, layer_id)
+        with suppress(LearnedDiffusionError):
+            return None if layer is None else read(layer, self._viewer.dims)
+        return None
+
+    def _lazy_layer(self, lazy: LazyResult) -> Image | None:
+        """The layer that shows it; ``None`` while a run shows its own result there."""
+        layer = find_result(self._viewer.layers, lazy.request.source, "denoised")
+        return layer if layer is not None and layer.data is lazy.stack else None
+
+    def _on_lazy_filled(self, lazy: LazyResult, indices: list[Index]) -> None:
+        layer = self._lazy_layer(lazy)
+        if layer is not None and lazy.stack.in_view in indices:
+            layer.refresh(highlight=False, extent=False)
+        self._show_lazy_state()
+
+    def _on_lazy_prepared(self, lazy: LazyResult, whole: Prepared) -> None:
+        self._findings.add(lazy.request, whole, whole)
+        self._show_findings()
+        layer = self._lazy_layer(lazy)
+        if layer is not None:
+            mark = {**mark_of(layer), **_how(whole.config)}
+            layer.metadata = {**layer.metadata, MARK: mark}
+
+    def _on_lazy_failed(self, lazy: LazyResult, error: Exception) -> None:
+        self._end_lazy(lazy)
+        self._fail(explain(error))
+
+    def _end_lazy(self, lazy: LazyResult) -> None:
+        """Stop. The layer stays if it is complete; else it becomes what it was before, or goes."""
+        del self._lazy[lazy.source_id]
+        lazy.stop()
+        layer = self._lazy_layer(lazy)
+        if layer is not None:
+            if lazy.stack.n_ready == lazy.stack.n_slices:
+                mark = {k: value for k, value in mark_of(layer).items() if k != "unfinished"}
+                layer.metadata = {**layer.metadata, MARK: mark}
+                layer.data = lazy.stack.finished()
+            elif lazy.replaced is not None:
+                layer.data, layer.metadata = lazy.replaced
+            else:
+                self._remove(layer, lazy.request.source)
+        lazy.deleteLater()
+        self._show_lazy_state()
+        self._update_buttons()
+
+    def _end_all_lazy(self) -> None:
+        for lazy in list(self._lazy.values()):
+            self._end_lazy(lazy)
+
+    def _show_lazy_state(self) -> None:
+        """Say how many slices are ready."""
+        lines = []
+        for lazy in self._lazy.values():
+            stack, source = lazy.stack, lazy.request.source
+            count = f"{stack.n_ready} of {stack.n_slices}"
+            text = f"“{source.name}” as you scroll: {count} slices ready."
+            if stack.in_view is None:
+                text += " No slice is in view now."
+            lines.append(text)
+        self.lazy_info.show_text("\n".join(lines))
 
     # --- the live preview -------------------------------------------------------------------------
 
@@ -654,14 +868,7 @@ class DenoiseWidget(DockedWidget):
 
 def _details(answer: Answer, index: tuple[int, ...] | None) -> dict[str, Any]:
     """How a result came about, for its metadata: plain values that any writer can keep."""
-    config = answer.used.config
-    details: dict[str, Any] = {
-        "model": config.model,
-        "settings": _settings(config),
-        "noise": config.noise.to_dict() if config.noise is not None else None,
-        "report": asdict(answer.report),
-        "versions": {package: version(package) for package in PACKAGES},
-    }
+    details = {**_how(answer.used.config), "report": asdict(answer.report)}
     if index:
         details["slice"] = index
     if answer.request.maps.step is not None:
@@ -669,5 +876,10 @@ def _details(answer: Answer, index: tuple[int, ...] | None) -> dict[str, Any]:
     return details
 
 
-def _settings(config: DiffusionConfig) -> dict[str, Any]:
-    return {f.name: getattr(config, f.name) for f in fields(config) if f.name != "noise"}
+def _how(config: DiffusionConfig) -> dict[str, Any]:
+    return {
+        "model": config.model,
+        "settings": {f.name: getattr(config, f.name) for f in fields(config) if f.name != "noise"},
+        "noise": config.noise.to_dict() if config.noise is not None else None,
+        "versions": {package: version(package) for package in PACKAGES},
+    }
