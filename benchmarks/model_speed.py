@@ -32,7 +32,7 @@ from benchmarks._common import (
 from benchmarks.quality import title
 from benchmarks.speed import NOISE_SIGMA, noisy_slices
 
-MODELS = ("perona-malik", "foe-splines", "unet", "conductance-unet-s")
+MODELS = ("perona-malik", "foe-splines", "unet", "conductance-unet-s", "conductance-unet")
 ONCE = ("bm3d",)
 
 

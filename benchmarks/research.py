@@ -35,7 +35,10 @@ from benchmarks._common import (
 )
 from benchmarks.cost import run_of
 from napari_learned_diffusion.config import TrainingConfig
-from napari_learned_diffusion.core.diffusivity.conductance_unet import ConductanceUNet
+from napari_learned_diffusion.core.diffusivity.conductance_unet import (
+    ConductanceUNet,
+    LargeConductanceUNet,
+)
 from napari_learned_diffusion.core.noise import Gaussian
 from napari_learned_diffusion.core.schemes import Explicit
 from napari_learned_diffusion.core.solve import iterate
@@ -50,7 +53,6 @@ TRAINING = TrainingConfig(
     noise_range=(4.0, 80.0),
     correlated=0.15,
     learning_rate=4e-3,
-    mixed=True,
 )
 
 
@@ -64,6 +66,8 @@ class Variant:
         For the table.
     architecture, training
         Arguments of the model and fields of the training's configuration.
+    model_class
+        Of the model.
     change
         Done to the new model.
     instead
@@ -73,6 +77,7 @@ class Variant:
     says: str
     architecture: dict[str, int] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    model_class: type[ConductanceUNet] = ConductanceUNet
     change: Callable[[ConductanceUNet], None] = lambda model: None
     instead: dict[str, Callable[..., Tensor]] = field(default_factory=dict)
 
@@ -108,6 +113,11 @@ def bound_answers(model: ConductanceUNet) -> None:
 
 VARIANTS = {
     "base": Variant("one look, 4 steps of reach 4, 2, 1, 1, width 32"),
+    "turned": Variant(
+        "trained in the same way, then looks turned and mirrored in eight ways",
+        {"width": 32},
+        model_class=LargeConductanceUNet,
+    ),
     "looks-2": Variant("two looks", {"looks": 2}),
     "looks-2-bounded": Variant(
         "two looks, features of unit size before the answer", {"looks": 2}, change=bound_answers
@@ -129,6 +139,8 @@ VARIANTS = {
     "rate-8": Variant("learning rate 8e-3, not 4e-3", training={"learning_rate": 8e-3}),
     "patch-96": Variant("4 patches of 96, not 8 of 64", training={"patch": 96, "batch": 4}),
     "white": Variant("white noise only, none correlated", training={"correlated": 0.0}),
+    "photon": Variant("photon noise in 12 % of the patches", training={"photon": 0.12}),
+    "lines": Variant("edges for images in 10 % of the patches", training={"lines": 0.1}),
     "narrow-noise": Variant("noise 10 to 55, not 4 to 80", training={"noise_range": (10.0, 55.0)}),
 }
 
@@ -153,7 +165,8 @@ def row(name: str, images: TrainingImages, steps: int) -> dict[str, Any]:
     """Train a variant and measure it."""
     variant = VARIANTS[name]
     torch.manual_seed(TRAINING.seed)
-    model = ConductanceUNet(**variant.architecture).to(memory_format=torch.channels_last)
+    made = variant.model_class(**variant.architecture)
+    model = made.to(memory_format=torch.channels_last)
     variant.change(model)
     config = replace(TRAINING, steps=steps, iterations=model.most_iterations, **variant.training)
     start = time.perf_counter()
