@@ -6,26 +6,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyqtgraph as pg
-from qtpy.QtCore import Qt
-from qtpy.QtGui import QColor
-from qtpy.QtWidgets import QFrame, QWidget
+from qtpy.QtWidgets import QWidget
+
+from napari_learned_diffusion.widgets._plot import SmallPlot, css_colour
 
 if TYPE_CHECKING:
     from napari_learned_diffusion.core.noise import NoiseModel
     from napari_learned_diffusion.core.noise_estimation import NoiseCurve
 
-HEIGHT = 132
-"""Of the plot, in pixels: enough to tell a line from a constant."""
-
 LARGEST_POINT, SMALLEST_POINT = 8.0, 4.0
 """Diameters in pixels; a point's area grows with the number of image blocks behind it."""
 
 
-class NoisePlot(pg.GraphicsView):  # type: ignore[misc]
+class NoisePlot(SmallPlot):
     """Noise against intensity.
-
-    It is put together from pyqtgraph's parts, for a ready-made plot makes seven menus that live
-    on as windows of their own.
 
     Parameters
     ----------
@@ -35,24 +29,6 @@ class NoisePlot(pg.GraphicsView):  # type: ignore[misc]
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self.setFixedHeight(HEIGHT)
-        self.setFrameShape(QFrame.Shape.NoFrame)
-        # Wheel and drag belong to the scroll area around the plot.
-        self.setAttribute(Qt.WidgetAttribute.WA_TransparentForMouseEvents)
-        self._box = pg.ViewBox(enableMenu=False, enableMouse=False)
-        self._axes = {side: pg.AxisItem(side) for side in ("left", "bottom")}
-        layout = pg.GraphicsLayout()
-        # Below, because an axis lets its label hang 5 pixels out of its own rectangle.
-        layout.setContentsMargins(0, 4, 6, 6)
-        layout.setSpacing(0)
-        layout.addItem(self._axes["left"], 0, 0)
-        layout.addItem(self._box, 0, 1)
-        layout.addItem(self._axes["bottom"], 1, 1)
-        self.setCentralItem(layout)
-        for axis in self._axes.values():
-            axis.linkToView(self._box)
-            axis.setStyle(tickLength=-4, tickTextOffset=3, maxTickLevel=0)
-            axis.enableAutoSIPrefix(False)
         self._line = pg.PlotCurveItem()
         self._points = pg.ScatterPlotItem()
         self._box.addItem(self._line)
@@ -99,19 +75,9 @@ class NoisePlot(pg.GraphicsView):  # type: ignore[misc]
 
     def set_colours(self, background: str, text: str, line: str) -> None:
         """Follow napari's theme; all are CSS colours."""
-        self.setBackground(_colour(background))
-        for axis in self._axes.values():
-            axis.setPen(pg.mkPen(_colour(text), width=1))
-            axis.setTextPen(pg.mkPen(_colour(text)))
-        dots = _colour(text)
+        self._set_axis_colours(background, text)
+        dots = css_colour(text)
         dots.setAlpha(170)
         self._points.setBrush(pg.mkBrush(dots))
         self._points.setPen(pg.mkPen(None))
-        self._line.setPen(pg.mkPen(_colour(line), width=2))
-
-
-def _colour(colour: str) -> QColor:
-    """A colour as napari's themes write it, ``rgb(1, 2, 3)``."""
-    if colour.startswith("rgb("):
-        return QColor(*(int(part) for part in colour[4:-1].split(",")))
-    return QColor(colour)
+        self._line.setPen(pg.mkPen(css_colour(line), width=2))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_learned_diffusion.jobs.progress import Job, Progress
+from napari_learned_diffusion.jobs.progress import Job, Progress, Result
 
 if TYPE_CHECKING:
     from napari_learned_diffusion.jobs.denoise import Denoised, Prepared, Report
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
 CLEAR_ANISOTROPY = 0.2
 """Below it there is no orientation worth a colour: the map is transparent there."""
+
+
+_PAUSE_SECONDS = 0.05
 
 
 def load_jobs() -> Any:
@@ -199,3 +204,20 @@ def _subtract(noisy: NDArray[Any], denoised: NDArray[Any]) -> NDArray[np.float32
             np.float32
         )
         return difference
+
+
+def pausable(job: Job[Result], paused: threading.Event) -> Job[Result]:
+    """A job that stands still while ``paused`` is set, and can be closed then, too."""
+    try:
+        while True:
+            try:
+                progress = next(job)
+            except StopIteration as stop:
+                result: Result = stop.value
+                return result
+            yield progress
+            while paused.is_set():
+                time.sleep(_PAUSE_SECONDS)
+                yield Progress(progress.done, progress.total, progress.message)
+    finally:
+        job.close()
