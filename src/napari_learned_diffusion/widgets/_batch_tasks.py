@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from napari_learned_diffusion.config import DiffusionConfig, TilingConfig
 from napari_learned_diffusion.jobs.batch_sources import Source, find_sources
-from napari_learned_diffusion.jobs.progress import Job, Progress, Result
+from napari_learned_diffusion.jobs.progress import Job, Progress
 from napari_learned_diffusion.widgets._imports import import_module
+from napari_learned_diffusion.widgets._tasks import pausable
 
 if TYPE_CHECKING:
     from napari_learned_diffusion.jobs.batch import BatchSummary
-
-_PAUSE_SECONDS = 0.05
 
 
 def load_jobs() -> Any:
@@ -73,21 +71,4 @@ def denoise_batch(
     job: Job[BatchSummary] = jobs.denoise_batch(
         request.sources, batch, request.config, tiling=request.tiling
     )
-    return (yield from _pausable(job, paused))
-
-
-def _pausable(job: Job[Result], paused: threading.Event) -> Job[Result]:
-    """A job that stands still while ``paused`` is set, and can be closed then, too."""
-    try:
-        while True:
-            try:
-                progress = next(job)
-            except StopIteration as stop:
-                result: Result = stop.value
-                return result
-            yield progress
-            while paused.is_set():
-                time.sleep(_PAUSE_SECONDS)
-                yield Progress(progress.done, progress.total, progress.message)
-    finally:
-        job.close()
+    return (yield from pausable(job, paused))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from qtpy.QtCore import Qt, Signal
-from qtpy.QtGui import QValidator, QWheelEvent
+from qtpy.QtCore import QSignalBlocker, Qt, Signal
+from qtpy.QtGui import QStandardItemModel, QValidator, QWheelEvent
 from qtpy.QtWidgets import (
     QAbstractSpinBox,
     QCheckBox,
@@ -26,6 +26,7 @@ from qtpy.QtWidgets import (
 
 from napari_learned_diffusion.config import DEFAULT_MODEL, MAX_ITERATIONS, DiffusionConfig
 from napari_learned_diffusion.core.noise import NOISE_MODELS
+from napari_learned_diffusion.core.user_models import is_user_key
 from napari_learned_diffusion.core.zoo import STANDARD_MODEL, list_cards
 from napari_learned_diffusion.widgets._form import FormValues, Outputs
 from napari_learned_diffusion.widgets._noise_plot import NoisePlot
@@ -216,11 +217,19 @@ class Choice(QComboBox):
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
         self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
 
+    def set_titles(self, titles: Mapping[Any, str], chosen: Any = None) -> None:
+        """List other keys; the choice stays where it can, else it becomes ``chosen``."""
+        before = self.key()
+        self.clear()
+        for key, title in titles.items():
+            self.addItem(title, key)
+        self.set_key(before if before in titles else chosen)
+
     def key(self) -> Any:
         """The chosen key."""
         return self.currentData()
 
-    def set_key(self, key: str) -> None:
+    def set_key(self, key: Any) -> None:
         """Choose a key; one that isn't there is left alone."""
         at = self.findData(key)
         if at >= 0:
@@ -231,6 +240,53 @@ class Choice(QComboBox):
             event.ignore()
             return
         super().wheelEvent(event)
+
+
+class ModelChoice(Choice):
+    """The models, the user's own below the others, listed anew whenever the list opens.
+
+    Parameters
+    ----------
+    with_automatic
+        Whether the choice can be left to the program.
+    only_learned
+        Whether models without parameters are left out.
+    """
+
+    def __init__(self, *, with_automatic: bool = True, only_learned: bool = False) -> None:
+        super().__init__({})
+        self._with_automatic, self._only_learned = with_automatic, only_learned
+        self.cards: dict[str, ModelCard] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """List the models that there are now."""
+        every = list_cards()
+        self.cards = {c.key: c for c in every if c.parameters or not self._only_learned}
+        titles = {DEFAULT_MODEL: "Automatic"} if self._with_automatic else {}
+        titles |= {key: c.title for key, c in self.cards.items() if not is_user_key(key)}
+        own = {key: c.title for key, c in self.cards.items() if is_user_key(key)}
+        before = self.key()
+        kept = titles | own
+        with QSignalBlocker(self):
+            self.set_titles(kept, next(iter(titles)))
+            if own:
+                self._insert_heading(len(titles), "My models")
+        if before is not None and before not in kept:
+            self.currentIndexChanged.emit(self.currentIndex())
+
+    def _insert_heading(self, at: int, text: str) -> None:
+        """A line that can't be chosen."""
+        self.insertItem(at, text)
+        model = self.model()
+        if isinstance(model, QStandardItemModel):
+            item = model.item(at)
+            if item is not None:
+                item.setEnabled(False)
+
+    def showPopup(self) -> None:
+        self.refresh()
+        super().showPopup()
 
 
 class Note(QLabel):
@@ -295,7 +351,6 @@ class DiffusionForm(QWidget):
 
     def __init__(self, parent: QWidget | None = None, *, for_files: bool = False) -> None:
         super().__init__(parent)
-        self._cards: dict[str, ModelCard] = {card.key: card for card in list_cards()}
         self._estimate: NoiseEstimate | None = None
         self._unit = ""
         self._is_updating = False
@@ -318,8 +373,7 @@ class DiffusionForm(QWidget):
     def _make_controls(self) -> None:
         self.layer = Choice({})
         self.layer_info = Note()
-        titles = {key: card.title for key, card in self._cards.items()}
-        self.model = Choice({DEFAULT_MODEL: "Automatic", **titles})
+        self.model = ModelChoice()
         self.model_info = Note()
         self.noise_kind = Choice(NOISE_TITLES)
         self.estimate_button = QPushButton("Estimate")
@@ -341,14 +395,7 @@ class DiffusionForm(QWidget):
         self.diffusivity = QCheckBox("Diffusivity")
         self.orientation = QCheckBox("Orientation")
         self._outputs = self.denoised, self.residual, self.diffusivity, self.orientation
-        self.advanced_button = QPushButton()
-        self.advanced_button.setCheckable(True)
-        # A heading that opens, not a button that stays pressed.
-        self.advanced_button.setStyleSheet(
-            "QPushButton { text-align: left; padding: 4px 0px; }"
-            "QPushButton, QPushButton:checked { background: transparent; }"
-            "QPushButton:disabled { border: none; }"
-        )
+        self.advanced_button = heading_button()
         self.advanced = QWidget()
         tiny = 1 / LARGEST_NUMBER
         self.contrast = NumberBox(tiny, LARGEST_NUMBER)
@@ -582,10 +629,7 @@ class DiffusionForm(QWidget):
         """
         before = self.layer.key()
         with self._updating():
-            self.layer.clear()
-            for layer_id, name in names.items():
-                self.layer.addItem(name, layer_id)
-            self.layer.set_key(before if before in names else chosen)
+            self.layer.set_titles(names, chosen)
         if self.layer.key() != before:
             self._on_edited()
 
@@ -714,17 +758,29 @@ class DiffusionForm(QWidget):
 
     def _most_iterations(self, model: str) -> int:
         key = STANDARD_MODEL if model == DEFAULT_MODEL else model
-        return self._cards[key].most_iterations or MAX_ITERATIONS
+        return self.model.cards[key].most_iterations or MAX_ITERATIONS
 
     def _summary(self, model: str) -> str:
         """What a model is for, in a sentence."""
         if model != DEFAULT_MODEL:
-            return self._cards[model].summary
-        return f"The best model that there is: {self._cards[STANDARD_MODEL].title}."
+            return self.model.cards[model].summary
+        return f"The best model that there is: {self.model.cards[STANDARD_MODEL].title}."
 
     def _on_advanced_toggled(self, is_open: bool) -> None:
         self.advanced_button.setText("▾  Advanced" if is_open else "▸  Advanced")
         self.advanced.setVisible(is_open)
+
+
+def heading_button() -> QPushButton:
+    """A heading that opens a section, not a button that stays pressed."""
+    button = QPushButton()
+    button.setCheckable(True)
+    button.setStyleSheet(
+        "QPushButton { text-align: left; padding: 4px 0px; }"
+        "QPushButton, QPushButton:checked { background: transparent; }"
+        "QPushButton:disabled { border: none; }"
+    )
+    return button
 
 
 def make_rows() -> QFormLayout:

@@ -6,27 +6,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyqtgraph as pg
-from qtpy.QtCore import Qt
-from qtpy.QtWidgets import QFrame, QWidget
+from qtpy.QtWidgets import QWidget
 
-from napari_learned_diffusion.widgets._plots import colour_axis, make_axis, make_colour
+from napari_learned_diffusion.widgets._plots import SmallPlot, make_colour
 
 if TYPE_CHECKING:
     from napari_learned_diffusion.core.noise import NoiseModel
     from napari_learned_diffusion.core.noise_estimation import NoiseCurve
 
-HEIGHT = 132
-"""Of the plot, in pixels: enough to tell a line from a constant."""
-
 LARGEST_POINT, SMALLEST_POINT = 8.0, 4.0
 """Diameters in pixels; a point's area grows with the number of image blocks behind it."""
 
 
-class NoisePlot(pg.GraphicsView):  # type: ignore[misc]
+class NoisePlot(SmallPlot):
     """Noise against intensity.
-
-    It is put together from pyqtgraph's parts, for a ready-made plot makes seven menus that live
-    on as windows of their own.
 
     Parameters
     ----------
@@ -36,22 +29,6 @@ class NoisePlot(pg.GraphicsView):  # type: ignore[misc]
 
     def __init__(self, parent: QWidget | None = None) -> None:
         super().__init__(parent)
-        self.setFixedHeight(HEIGHT)
-        self.setFrameShape(QFrame.Shape.NoFrame)
-        # Wheel and drag belong to the scroll area around the plot.
-        self.setAttribute(Qt.WidgetAttribute.WA_TransparentForMouseEvents)
-        self._box = pg.ViewBox(enableMenu=False, enableMouse=False)
-        self._axes = {side: make_axis(side) for side in ("left", "bottom")}
-        layout = pg.GraphicsLayout()
-        # Below, because an axis lets its label hang 5 pixels out of its own rectangle.
-        layout.setContentsMargins(0, 4, 6, 6)
-        layout.setSpacing(0)
-        layout.addItem(self._axes["left"], 0, 0)
-        layout.addItem(self._box, 0, 1)
-        layout.addItem(self._axes["bottom"], 1, 1)
-        self.setCentralItem(layout)
-        for axis in self._axes.values():
-            axis.linkToView(self._box)
         self._line = pg.PlotCurveItem()
         self._points = pg.ScatterPlotItem()
         self._box.addItem(self._line)
@@ -98,9 +75,7 @@ class NoisePlot(pg.GraphicsView):  # type: ignore[misc]
 
     def set_colours(self, background: str, text: str, line: str) -> None:
         """Follow napari's theme; all are CSS colours."""
-        self.setBackground(make_colour(background))
-        for axis in self._axes.values():
-            colour_axis(axis, text)
+        self._set_axis_colours(background, text)
         dots = make_colour(text)
         dots.setAlpha(170)
         self._points.setBrush(pg.mkBrush(dots))

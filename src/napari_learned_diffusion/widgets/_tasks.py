@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 
 from napari_learned_diffusion.config import MapsConfig
 from napari_learned_diffusion.core.zoo import card
-from napari_learned_diffusion.jobs.progress import Job, Progress
+from napari_learned_diffusion.jobs.progress import Job, Progress, Result
 from napari_learned_diffusion.widgets._imports import import_module
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ CLEAR_ANISOTROPY = 0.2
 
 _LIMITS_SHARE, _LIMITS_STEP = 0.995, 3
 """Share of the pixels within the contrast limits of a map; every how many pixels are looked at."""
+
+
+_PAUSE_SECONDS = 0.05
 
 
 def load_jobs() -> Any:
@@ -319,3 +324,20 @@ def _subtract(noisy: NDArray[Any], denoised: NDArray[Any]) -> NDArray[np.float32
             np.float32
         )
         return difference
+
+
+def pausable(job: Job[Result], paused: threading.Event) -> Job[Result]:
+    """A job that stands still while ``paused`` is set, and can be closed then, too."""
+    try:
+        while True:
+            try:
+                progress = next(job)
+            except StopIteration as stop:
+                result: Result = stop.value
+                return result
+            yield progress
+            while paused.is_set():
+                time.sleep(_PAUSE_SECONDS)
+                yield Progress(progress.done, progress.total, progress.message)
+    finally:
+        job.close()
