@@ -251,6 +251,7 @@ class DenoiseWidget(DockedWidget):
         self._estimation.started.connect(self._update_buttons)
         self._estimation.succeeded.connect(self._on_estimated)
         self._estimation.failed.connect(self._on_estimation_failed)
+        self._estimation.cancelled.connect(self._on_estimation_cancelled)
         self._estimation.finished.connect(self._update_buttons)
 
         # napari keeps weak references to these methods, so a closed widget isn't kept alive.
@@ -361,8 +362,13 @@ class DenoiseWidget(DockedWidget):
             self._cancel(f"Cancelled: the layer “{removed.name}” was removed.")
 
     def _on_data(self, event: Any) -> None:
-        lazy = self._lazy.get(event.source.unique_id)
-        if event.source.unique_id == self.form.layer.key():
+        layer_id = event.source.unique_id
+        lazy = self._lazy.get(layer_id)
+        if self._request is not None and self._request.source.layer_id == layer_id:
+            # The result would lie beside another image, and what was found out isn't true of it.
+            self._cancel(f"Cancelled: the layer “{event.source.name}” got other data.")
+        if layer_id == self.form.layer.key():
+            self._estimation.cancel()
             self._findings = Findings()
             self._on_view()
         if lazy is not None:
@@ -849,9 +855,13 @@ class DenoiseWidget(DockedWidget):
         source = self._source
         if source is None:
             return
-        values = self.form.values()
+        values = self.form.values().with_automatic_noise()
+        try:
+            request = make_request(values, source, Findings())
+        except LearnedDiffusionError as error:
+            self.status.show_error(str(error))
+            return
         self.status.show_text("Estimating the noise …")
-        request = make_request(values.with_automatic_noise(), source, Findings())
         self._estimation.submit(
             partial(_tasks.estimate, request, self._load_jobs), "Estimating the noise"
         )
@@ -868,6 +878,9 @@ class DenoiseWidget(DockedWidget):
         if is_same and prepared.estimate is not None:
             self.form.adopt_estimate(prepared.estimate)
         self._show_findings()
+
+    def _on_estimation_cancelled(self) -> None:
+        self.status.show_text("The noise wasn't estimated.")
 
     def _on_estimation_failed(self, error: Exception) -> None:
         self._fail(explain(error))
