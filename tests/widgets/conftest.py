@@ -15,6 +15,7 @@ from napari_learned_diffusion.core.noise import Correlated, Gaussian, PoissonGau
 from napari_learned_diffusion.core.noise_estimation import NoiseCurve, NoiseEstimate
 from napari_learned_diffusion.jobs.denoise import Denoised, Prepared, Report
 from napari_learned_diffusion.jobs.progress import Job, Progress
+from napari_learned_diffusion.widgets.batch import BatchWidget
 from napari_learned_diffusion.widgets.denoise import DenoiseWidget
 
 STEPS = 3
@@ -137,6 +138,13 @@ class FakeJobs:
             messages=self.messages,
         )
         return Denoised(image, shown, options["prepared"], report, **maps)
+
+
+@pytest.fixture(autouse=True)
+def _new_session() -> None:
+    """Forms remember what they held, but not from test to test."""
+    DenoiseWidget.remembered = BatchWidget.remembered = None
+    BatchWidget.remembered_out = ""
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import pytest
+from napari.settings import get_settings
 from napari.utils.notifications import notification_manager
 from npe2 import PluginManifest
 from numpy.typing import NDArray
@@ -621,12 +623,14 @@ def test_closing_the_dock_stops_the_batch(
     viewer.theme = "light"
 
 
-@pytest.mark.parametrize("theme", ["dark", "light"])
+@pytest.mark.parametrize(("theme", "scale"), [("dark", 1.0), ("light", 1.0), ("dark", 1.25)])
 def test_nothing_is_clipped_at_1280_by_800(
-    make_napari_viewer: Any, jobs: HeldJobs, scans: Path, add: Any, theme: str
+    make_napari_viewer: Any, jobs: HeldJobs, scans: Path, add: Any, theme: str, scale: float
 ) -> None:
     viewer = make_napari_viewer(show=True)
     viewer.theme = theme
+    appearance = get_settings().appearance
+    appearance.font_size = math.ceil(scale * appearance.font_size)
     viewer.window.resize(1280, 800)
     widget = dock(viewer, jobs)
     add(widget, scans)

@@ -324,7 +324,7 @@ def test_every_noise_model_can_be_chosen_and_its_parameters_entered(form: Diffus
 
 
 def test_every_control_explains_itself(form: DiffusionForm) -> None:
-    silent = {"advanced", "advanced_button", "layer_info", "model_info", "noise_info"}
+    silent = {"advanced", "layer_info", "model_info", "noise_info"}
     for name, control in vars(form).items():
         if isinstance(control, QWidget) and not name.startswith("_") and name not in silent:
             assert control.toolTip(), name

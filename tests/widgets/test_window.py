@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from napari.settings import get_settings
 from napari.utils import progress
 from npe2 import PluginManifest
 from qtpy.QtCore import QCoreApplication, QEvent, QPoint, QRect, Qt
+from qtpy.QtGui import QAction, QKeySequence
 from qtpy.QtWidgets import (
     QAbstractButton,
     QApplication,
@@ -25,7 +28,8 @@ from qtpy.QtWidgets import (
 )
 
 from napari_learned_diffusion.widgets._controls import NumberBox
-from napari_learned_diffusion.widgets.denoise import DenoiseWidget
+from napari_learned_diffusion.widgets.batch import SHORTCUT as BATCH_SHORTCUT
+from napari_learned_diffusion.widgets.denoise import SHORTCUTS, DenoiseWidget
 
 TIMEOUT = 20_000
 PLUGIN = "napari-learned-diffusion"
@@ -213,6 +217,32 @@ def test_the_activity_dock_follows_the_run(
     assert [layer.name for layer in viewer.layers] == ["cells"]
 
 
+def test_the_keys_press_the_buttons_and_are_free(
+    qtbot: Any, make_napari_viewer: Any, dock: Any, stack: Any, finish: Any
+) -> None:
+    viewer = make_napari_viewer(show=True)
+    viewer.add_image(stack, name="cells")
+    window = viewer.window._qt_window
+    taken = {keys.toString() for a in window.findChildren(QAction) for keys in a.shortcuts()}
+    taken |= {
+        QKeySequence(str(keys)).toString()
+        for bindings in get_settings().shortcuts.shortcuts.values()
+        for keys in bindings
+    }
+    assert not taken & {*SHORTCUTS.values(), BATCH_SHORTCUT}
+    widget = dock(viewer)
+    for name, keys in SHORTCUTS.items():
+        assert keys in getattr(widget, name).toolTip()
+        assert getattr(widget, name).shortcut().toString() == keys
+    window.activateWindow()
+    pressed = []
+    widget.slice_button.clicked.connect(lambda: pressed.append("slice"))
+    widget.slice_button.animateClick()
+    finish(widget)
+    qtbot.waitUntil(lambda: pressed == ["slice"], timeout=TIMEOUT)
+    finish(widget)
+
+
 def _find_action(menu: Any, text: str) -> Any:
     for action in menu.actions():
         if action.menu() is not None:
@@ -241,8 +271,17 @@ def test_the_menus_open_the_widget(
 # --- how it looks ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("theme", ["dark", "light"])
-@pytest.mark.parametrize("is_open", [False, True], ids=["closed", "advanced"])
+@pytest.mark.parametrize(
+    ("theme", "is_open", "scale"),
+    [
+        ("dark", False, 1.0),
+        ("dark", True, 1.0),
+        ("light", False, 1.0),
+        ("light", True, 1.0),
+        ("dark", False, 1.25),
+        ("dark", True, 1.25),
+    ],
+)
 def test_nothing_is_clipped_at_1280_by_800(
     qtbot: Any,
     make_napari_viewer: Any,
@@ -251,9 +290,12 @@ def test_nothing_is_clipped_at_1280_by_800(
     finish: Any,
     theme: str,
     is_open: bool,
+    scale: float,
 ) -> None:
     viewer = make_napari_viewer(show=True)
     viewer.theme = theme
+    appearance = get_settings().appearance
+    appearance.font_size = math.ceil(scale * appearance.font_size)
     viewer.window.resize(1280, 800)
     viewer.add_image(stack, name="a layer with a rather long name, as files often have")
     widget = dock(viewer)
@@ -267,7 +309,7 @@ def test_nothing_is_clipped_at_1280_by_800(
     assert window.width() <= 1280
     assert window.height() <= 800
     assert widget.form.width() <= scroll.viewport().width()
-    if not is_open:
+    if not is_open and scale == 1:
         assert widget.form.height() <= scroll.viewport().height()
     outside = [child for child in _visible(widget) if not _lies_in(child, widget, scroll)]
     assert not outside

@@ -330,7 +330,7 @@ class Note(QLabel):
         self.setVisible(bool(text))
 
     def _restyle(self) -> None:
-        style = f"font-size: 9pt; color: {self._colours[self._is_error]};"
+        style = f"color: {self._colours[self._is_error]};"
         if style != self.styleSheet():
             self.setStyleSheet(style)
 
@@ -354,6 +354,7 @@ class DiffusionForm(QWidget):
         self._estimate: NoiseEstimate | None = None
         self._unit = ""
         self._is_updating = False
+        self._memory_budget: int | None = None
         self._make_controls()
         self._lay_out()
         self._explain()
@@ -536,6 +537,7 @@ class DiffusionForm(QWidget):
                 "Empty: the last."
             ),
         }
+        self.advanced_button.setToolTip("Settings that can stay as they are.")
         for control, tip in tips.items():
             control.setToolTip(tip)
             for rows in (self._rows, self._advanced_rows):
@@ -593,12 +595,14 @@ class DiffusionForm(QWidget):
             presmooth_sigma=self.presmooth_sigma.value(),
             device=self.device.key(),
             tile=self.tile.whole_value(),
+            memory_budget=self._memory_budget,
             outputs=Outputs(*(check.isChecked() for check in self._outputs)),
             map_step=self.map_step.whole_value(),
         )
 
     def set_values(self, values: FormValues) -> None:
         """Fill the controls."""
+        self._memory_budget = values.memory_budget
         with self._updating():
             self.model.set_key(values.model)
             self.noise_kind.set_key(values.noise_kind)

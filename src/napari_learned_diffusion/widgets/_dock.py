@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, TypeVar
 
-from qtpy.QtCore import QEvent, QTimer
-from qtpy.QtGui import QHideEvent
-from qtpy.QtWidgets import QWidget
+from qtpy.QtCore import QEvent, QObject, QSize, Qt, QTimer
+from qtpy.QtGui import QHideEvent, QKeySequence
+from qtpy.QtWidgets import QAbstractButton, QFrame, QScrollArea, QWidget
 
 from napari_learned_diffusion.core.errors import LearnedDiffusionError
 from napari_learned_diffusion.widgets._runner import Runner
@@ -74,6 +74,46 @@ def open_docked(viewer: Viewer, kind: type[Widget], title: str) -> Widget:
         dock.show()
         dock.raise_()
     return widget
+
+
+class FormScroll(QScrollArea):
+    """Scrolls a form up and down, and is as wide as it needs, whatever the font.
+
+    Parameters
+    ----------
+    form
+        What is scrolled.
+    width
+        In pixels, at least.
+    """
+
+    def __init__(self, form: QWidget, width: int) -> None:
+        super().__init__()
+        self._least = width
+        self.setWidget(form)
+        self.setWidgetResizable(True)
+        self.setFrameShape(QFrame.Shape.NoFrame)
+        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+
+    def eventFilter(self, watched: QObject | None, event: QEvent | None) -> bool:
+        if event is not None and event.type() == QEvent.Type.LayoutRequest:
+            self.updateGeometry()
+        return super().eventFilter(watched, event)
+
+    def minimumSizeHint(self) -> QSize:
+        hint, form, bar = super().minimumSizeHint(), self.widget(), self.verticalScrollBar()
+        if form is not None and bar is not None:
+            needed = form.minimumSizeHint().width() + bar.sizeHint().width()
+            hint.setWidth(max(self._least, needed))
+        return hint
+
+
+def set_shortcut(button: QAbstractButton, keys: str) -> None:
+    """Give a button keys that work in the whole window, and say so in its tooltip."""
+    shortcut = QKeySequence(keys)
+    button.setShortcut(shortcut)
+    shown = shortcut.toString(QKeySequence.SequenceFormat.NativeText)
+    button.setToolTip(f"{button.toolTip()}\nKeys: {shown}")
 
 
 def shut_down(runners: tuple[Runner, ...], *_: object) -> None:

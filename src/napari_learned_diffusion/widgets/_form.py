@@ -85,6 +85,8 @@ class FormValues:
         Of Poisson-Gaussian noise, in layer units and their square.
     tile
         Edge length of a tile, in pixels.
+    memory_budget
+        Bytes that the solver may use at once; in napari's preferences, not in the form.
     outputs
         The layers to show.
     map_step
@@ -109,6 +111,7 @@ class FormValues:
     presmooth_sigma: float | None = _DEFAULT.presmooth_sigma
     device: Device = _DEFAULT.device
     tile: int | None = TilingConfig().tile
+    memory_budget: int | None = TilingConfig().memory_budget
     outputs: Outputs = field(default_factory=Outputs)
     map_step: int | None = MapsConfig().step
 
@@ -165,7 +168,7 @@ class FormValues:
         InvalidSettingError
             if the tile is too small.
         """
-        return TilingConfig(tile=self.tile)
+        return TilingConfig(self.tile, self.memory_budget)
 
     def maps(self) -> MapsConfig:
         """The maps of the diffusion that are asked for, and their step."""

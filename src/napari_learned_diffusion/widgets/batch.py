@@ -18,13 +18,11 @@ from qtpy.QtWidgets import (
     QCheckBox,
     QFileDialog,
     QFormLayout,
-    QFrame,
     QHBoxLayout,
     QLabel,
     QLineEdit,
     QProgressBar,
     QPushButton,
-    QScrollArea,
     QVBoxLayout,
     QWidget,
 )
@@ -37,8 +35,15 @@ from napari_learned_diffusion.widgets import _batch_tasks
 from napari_learned_diffusion.widgets._batch_table import BatchTable, BatchView
 from napari_learned_diffusion.widgets._batch_tasks import BatchRequest
 from napari_learned_diffusion.widgets._controls import Choice, Colours, DiffusionForm, Note
-from napari_learned_diffusion.widgets._dock import DockedWidget, explain, shut_down
+from napari_learned_diffusion.widgets._dock import (
+    DockedWidget,
+    FormScroll,
+    explain,
+    set_shortcut,
+    shut_down,
+)
 from napari_learned_diffusion.widgets._layers import as_volume, find_layer
+from napari_learned_diffusion.widgets._preferences import Preferences, Session, opening
 from napari_learned_diffusion.widgets._runner import Runner
 
 if TYPE_CHECKING:
@@ -52,6 +57,9 @@ FORM_WIDTH = 360
 
 PREVIEW_INTERVAL = 500
 """Milliseconds between two pictures of the preview, at least."""
+
+SHORTCUT = "Ctrl+Shift+B"
+"""Keys that start a batch, which napari leaves free."""
 
 PREVIEW_NAME = "batch preview"
 
@@ -78,6 +86,9 @@ class BatchWidget(DockedWidget):
 
     remembered_out: ClassVar[str] = ""
     """The output folder that was chosen last in this session."""
+
+    remembered: ClassVar[Session | None] = None
+    """What the form held when it was closed last in this session."""
 
     def __init__(
         self, napari_viewer: Viewer, load_jobs: Callable[[], Any] = _batch_tasks.load_jobs
@@ -127,6 +138,7 @@ class BatchWidget(DockedWidget):
         self.overwrite = QCheckBox("Overwrite results")
         self.only_failed = QCheckBox("Only failed before")
         self.form = DiffusionForm(for_files=True)
+        self.form.set_values(opening(BatchWidget.remembered).values)
         self.preview = QCheckBox("Preview of the latest slice")
         self.start_button = QPushButton("Start")
         self.pause_button = QPushButton("Pause")
@@ -183,6 +195,7 @@ class BatchWidget(DockedWidget):
         }
         for control, tip in tips.items():
             control.setToolTip(tip)
+        set_shortcut(self.start_button, SHORTCUT)
 
     def _lay_out(self) -> None:
         inputs = _row(
@@ -197,12 +210,6 @@ class BatchWidget(DockedWidget):
         head.addWidget(self.view, 1)
         head.addWidget(self.details)
         head.addLayout(self._lay_out_output())
-
-        scroll = QScrollArea()
-        scroll.setWidget(self.form)
-        scroll.setWidgetResizable(True)
-        scroll.setFrameShape(QFrame.Shape.NoFrame)
-        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
 
         foot = QVBoxLayout()
         foot.setContentsMargins(8, 4, 8, 8)
@@ -220,9 +227,8 @@ class BatchWidget(DockedWidget):
         column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(0)
         column.addLayout(head, 3)
-        column.addWidget(scroll, 2)
+        column.addWidget(FormScroll(self.form, FORM_WIDTH), 2)
         column.addLayout(foot)
-        self.setMinimumWidth(FORM_WIDTH)
 
     def _lay_out_output(self) -> QFormLayout:
         rows = QFormLayout()
@@ -281,6 +287,7 @@ class BatchWidget(DockedWidget):
 
     def leave(self) -> None:
         """Stop everything and leave no preview behind, because dock or window were closed."""
+        BatchWidget.remembered = Session(Preferences.read(), self.form.values())
         self.preview.setChecked(False)
         for runner in self._runners:
             runner.cancel()

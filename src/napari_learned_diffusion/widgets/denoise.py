@@ -8,23 +8,22 @@ from dataclasses import asdict, fields, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from napari.layers import Image, Labels, Layer
 from napari.utils.notifications import show_error
 from napari.utils.theme import get_theme
 from numpy.typing import NDArray
-from qtpy.QtCore import Qt, QTimer
+from qtpy.QtCore import QTimer
+from qtpy.QtGui import QShowEvent
 from qtpy.QtWidgets import (
     QApplication,
     QCheckBox,
-    QFrame,
     QHBoxLayout,
     QLabel,
     QProgressBar,
     QPushButton,
-    QScrollArea,
     QVBoxLayout,
 )
 
@@ -33,7 +32,13 @@ from napari_learned_diffusion.core.errors import LearnedDiffusionError
 from napari_learned_diffusion.recipe import as_python, as_shell
 from napari_learned_diffusion.widgets import _tasks
 from napari_learned_diffusion.widgets._controls import Choice, Colours, DiffusionForm, Note
-from napari_learned_diffusion.widgets._dock import DockedWidget, explain, shut_down
+from napari_learned_diffusion.widgets._dock import (
+    DockedWidget,
+    FormScroll,
+    explain,
+    set_shortcut,
+    shut_down,
+)
 from napari_learned_diffusion.widgets._form import Findings, Request, make_request
 from napari_learned_diffusion.widgets._layers import (
     MARK,
@@ -45,7 +50,7 @@ from napari_learned_diffusion.widgets._layers import (
     read,
 )
 from napari_learned_diffusion.widgets._lazy import LazyResult
-from napari_learned_diffusion.widgets._lazy_stack import CACHE_BYTES
+from napari_learned_diffusion.widgets._preferences import Preferences, Session, opening
 from napari_learned_diffusion.widgets._results import (
     DIFFUSIVITY_COLORMAP,
     RESIDUAL_COLORMAP,
@@ -70,6 +75,13 @@ PREVIEW_DELAY = 120
 
 STACK_WAYS = {"now": "now", "scroll": "as you scroll"}
 
+SHORTCUTS = {
+    "live_preview": "Ctrl+Shift+L",
+    "slice_button": "Ctrl+Shift+D",
+    "stack_button": "Ctrl+Shift+K",
+}
+"""Keys that napari leaves free, by the control that they press."""
+
 FORM_WIDTH = 340
 """Of the form and its scroll bar, in pixels, at least: what its widest row takes."""
 
@@ -92,10 +104,14 @@ class DenoiseWidget(DockedWidget):
         Returns the module of the jobs; called in a worker, for importing it imports torch.
     """
 
+    remembered: ClassVar[Session | None] = None
+    """What the form held when it was closed last in this session."""
+
     def __init__(
         self, napari_viewer: Viewer, load_jobs: Callable[[], Any] = _tasks.load_jobs
     ) -> None:
         super().__init__()
+        self._has_left = False
         self._viewer = napari_viewer
         self._load_jobs = load_jobs
         self._findings = Findings()
@@ -133,6 +149,7 @@ class DenoiseWidget(DockedWidget):
         self._connect()
         self._on_theme()
         self._on_layers()
+        self._open()
 
     def adopt(self, values: FormValues, layer_id: Any) -> None:
         """Take over settings, and the layer that they were found on if it is still there."""
@@ -173,14 +190,12 @@ class DenoiseWidget(DockedWidget):
         self.python_button.setToolTip("Copy the settings as a Python call.")
         self.shell_button = QPushButton("Shell")
         self.shell_button.setToolTip("Copy the settings as a shell command.")
+        self.progress_bar.setToolTip("How much of the run is done.")
+        for name, keys in SHORTCUTS.items():
+            set_shortcut(getattr(self, name), keys)
 
     def _lay_out(self) -> None:
-        scroll = self._scroll = QScrollArea()
-        scroll.setWidget(self.form)
-        scroll.setWidgetResizable(True)
-        scroll.setFrameShape(QFrame.Shape.NoFrame)
-        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        scroll.setMinimumWidth(FORM_WIDTH)
+        self._scroll = FormScroll(self.form, FORM_WIDTH)
 
         runs = QHBoxLayout()
         runs.addWidget(self.slice_button, 1)
@@ -208,7 +223,7 @@ class DenoiseWidget(DockedWidget):
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(0)
-        column.addWidget(scroll, 1)
+        column.addWidget(self._scroll, 1)
         column.addLayout(foot)
 
     def _connect(self) -> None:
@@ -236,6 +251,7 @@ class DenoiseWidget(DockedWidget):
         self._estimation.started.connect(self._update_buttons)
         self._estimation.succeeded.connect(self._on_estimated)
         self._estimation.failed.connect(self._on_estimation_failed)
+        self._estimation.cancelled.connect(self._on_estimation_cancelled)
         self._estimation.finished.connect(self._update_buttons)
 
         # napari keeps weak references to these methods, so a closed widget isn't kept alive.
@@ -263,8 +279,33 @@ class DenoiseWidget(DockedWidget):
         workers: list[Runner | LazyResult] = [*self._runners, *self._lazy.values()]
         return any(t.isActive() for t in timers) or not all(w.is_idle for w in workers)
 
+    def _open(self) -> None:
+        """Fill the form with what it held when it was closed, or with the preferences."""
+        begin = opening(DenoiseWidget.remembered)
+        self.form.set_values(begin.values)
+        self.form.advanced_button.setChecked(begin.advanced)
+        self.stack_way.set_key(begin.stack_way)
+        self.live_preview.setChecked(begin.live_preview)
+        self._on_form()
+
+    def _remember(self) -> None:
+        DenoiseWidget.remembered = Session(
+            Preferences.read(),
+            self.form.values(),
+            self.live_preview.isChecked(),
+            self.stack_way.key(),
+            self.form.advanced_button.isChecked(),
+        )
+
+    def showEvent(self, event: QShowEvent | None) -> None:
+        super().showEvent(event)
+        self._has_left = False
+
     def leave(self) -> None:
         """Stop everything and leave no preview behind, because dock or window were closed."""
+        if not self._has_left:
+            self._has_left = True
+            self._remember()
         self.live_preview.setChecked(False)
         for runner in self._runners:
             runner.cancel()
@@ -321,8 +362,13 @@ class DenoiseWidget(DockedWidget):
             self._cancel(f"Cancelled: the layer “{removed.name}” was removed.")
 
     def _on_data(self, event: Any) -> None:
-        lazy = self._lazy.get(event.source.unique_id)
-        if event.source.unique_id == self.form.layer.key():
+        layer_id = event.source.unique_id
+        lazy = self._lazy.get(layer_id)
+        if self._request is not None and self._request.source.layer_id == layer_id:
+            # The result would lie beside another image, and what was found out isn't true of it.
+            self._cancel(f"Cancelled: the layer “{event.source.name}” got other data.")
+        if layer_id == self.form.layer.key():
+            self._estimation.cancel()
             self._findings = Findings()
             self._on_view()
         if lazy is not None:
@@ -611,7 +657,7 @@ class DenoiseWidget(DockedWidget):
         if lazy is not None:
             self._begin_again(lazy)
             return
-        lazy = LazyResult(request, CACHE_BYTES, self._load_jobs, self)
+        lazy = LazyResult(request, Preferences.read().cache, self._load_jobs, self)
         before = find_result(self._viewer.layers, source, "denoised")
         if before is not None and before.ndim == lazy.stack.ndim:
             lazy.replaced = before.data, before.metadata
@@ -809,9 +855,13 @@ class DenoiseWidget(DockedWidget):
         source = self._source
         if source is None:
             return
-        values = self.form.values()
+        values = self.form.values().with_automatic_noise()
+        try:
+            request = make_request(values, source, Findings())
+        except LearnedDiffusionError as error:
+            self.status.show_error(str(error))
+            return
         self.status.show_text("Estimating the noise …")
-        request = make_request(values.with_automatic_noise(), source, Findings())
         self._estimation.submit(
             partial(_tasks.estimate, request, self._load_jobs), "Estimating the noise"
         )
@@ -828,6 +878,9 @@ class DenoiseWidget(DockedWidget):
         if is_same and prepared.estimate is not None:
             self.form.adopt_estimate(prepared.estimate)
         self._show_findings()
+
+    def _on_estimation_cancelled(self) -> None:
+        self.status.show_text("The noise wasn't estimated.")
 
     def _on_estimation_failed(self, error: Exception) -> None:
         self._fail(explain(error))
