@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,10 +33,13 @@ from napari_learned_diffusion.core.metrics import (
     affine_fit,
     anisotropic_share,
     anisotropy_threshold,
+    autocorrelation,
+    largest_autocorrelation,
     lpips,
     lpips_missing,
     psnr,
     ssim,
+    white_noise_autocorrelation,
     zhu_milanfar_q,
 )
 
@@ -410,3 +414,51 @@ def test_importing_it_imports_no_scikit_image() -> None:
         "assert not {'skimage', 'torch', 'scipy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+class TestAutocorrelation:
+    def test_of_white_noise_is_as_small_as_predicted(self) -> None:
+        expected = white_noise_autocorrelation(64 * 80)
+        rng = np.random.default_rng(0)
+        found = [
+            largest_autocorrelation(autocorrelation(rng.normal(size=(64, 80)))) for _ in range(40)
+        ]
+        assert np.median(found) == pytest.approx(expected, rel=0.1)
+
+    def test_of_smoothed_noise_is_that_of_the_filter(self) -> None:
+        noise = np.random.default_rng(0).normal(size=(200, 201))
+        found = autocorrelation((noise[:, 1:] + noise[:, :-1]) / 2, reach=2)
+        np.testing.assert_allclose(found[2], [0, 0.5, 1, 0.5, 0], atol=0.03)
+        np.testing.assert_array_equal(found, found[::-1, ::-1])
+
+    def test_is_the_definition(self) -> None:
+        r = np.random.default_rng(1).normal(size=(9, 8))
+        r[2, 3] = np.nan
+        centred = r - np.nanmean(r)
+        found = autocorrelation(r, reach=3)
+        for dy, dx in [(0, 1), (2, -3), (3, 3)]:
+            pairs = [
+                centred[y, x] * centred[y + dy, x + dx]
+                for y in range(9 - dy)
+                for x in range(max(0, -dx), 8 - max(0, dx))
+            ]
+            expected = np.nanmean(pairs) / np.nanmean(centred**2)
+            assert found[3 + dy, 3 + dx] == pytest.approx(expected)
+
+    def test_of_a_constant_is_nothing(self) -> None:
+        found = autocorrelation(np.ones((8, 9)))
+        assert largest_autocorrelation(found) == 0
+        assert found[5, 5] == 1
+
+    @pytest.mark.parametrize(
+        ("residual", "reach", "error"),
+        [
+            (np.ones((5, 9)), 5, InvalidImageError),
+            (np.ones(9), 1, InvalidImageError),
+            (np.full((9, 9), np.nan), 1, InvalidImageError),
+            (np.ones((9, 9)), 0, InvalidSettingError),
+        ],
+    )
+    def test_refuses_what_it_cannot_do(self, residual: Any, reach: int, error: Any) -> None:
+        with pytest.raises(error):
+            autocorrelation(residual, reach=reach)

@@ -70,6 +70,16 @@ def test_everything_automatic_denoises_and_says_what_it_took():
     assert "HU" in report.summary("HU")
 
 
+def test_learned_models_say_which_weights_they_have():
+    found = {
+        key: prepare(phantom(), EASY.with_(model=key, contrast=None, presmooth_sigma=None)).weights
+        for key in ("perona-malik", "foe-splines", "unet")
+    }
+    assert found["perona-malik"] == ""
+    assert len(found["foe-splines"]) == len(found["unet"]) == 64
+    assert found["foe-splines"] != found["unet"]
+
+
 @pytest.mark.parametrize("field", ["iterations", "contrast", "tau", "presmooth_sigma"])
 def test_what_the_user_sets_stays(field):
     value = {"iterations": 3, "contrast": 0.77, "tau": 0.11, "presmooth_sigma": 0.9}[field]

@@ -286,6 +286,7 @@ def test_results_say_how_they_came_about(
     mark = metadata[MARK]
     assert mark["source"] == "cells"
     assert mark["model"] == "perona-malik"
+    assert mark["weights"] == ""  # a classical model has none
     assert mark["settings"]["iterations"] == 9
     assert mark["noise"] == {"key": "gaussian", "noise_sigma": 5.0}
     assert mark["report"]["seconds"] == 0.1

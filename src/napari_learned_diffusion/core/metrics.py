@@ -11,6 +11,7 @@ from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -417,6 +418,95 @@ def _coherence(
     s1, s2 = np.linalg.svd(matrices, compute_uv=False).T
     total = np.where(s1 > smallest, s1 + s2, np.inf)
     return s1, (s1 - s2) / total
+
+
+def autocorrelation(residual: ArrayLike, *, reach: int = 5) -> NDArray[np.float64]:
+    r"""How alike a residual is to itself, shifted: structure in it shows away from the centre.
+
+    .. math:: \rho(d) = \frac{\operatorname{mean}_i\big(r_i\, r_{i+d}\big)}
+              {\operatorname{mean}_i\big(r_i^2\big)}
+
+    of the residual less its mean, over the pairs of pixels that lie in the slice.
+
+    Parameters
+    ----------
+    residual
+        ``(h, w)``, both sides above ``reach``, in any unit. NaN and infinite pixels take no part.
+    reach
+        Longest shift along either axis, in pixels, at least 1.
+
+    Returns
+    -------
+    ``(2 reach + 1, 2 reach + 1)``, symmetric about its centre, where it is 1; all 0 otherwise where
+    the residual is constant. White noise gives about 0 everywhere else.
+
+    Raises
+    ------
+    InvalidImageError
+        if the residual is no slice of that size or holds no number.
+    InvalidSettingError
+        if ``reach`` is below 1.
+
+    Examples
+    --------
+    Stripes of one pixel: neighbours across them are opposite, those along them equal.
+
+    >>> stripes = np.where(np.arange(16) % 2, 1.0, -1.0) * np.ones((16, 1))
+    >>> autocorrelation(stripes, reach=1)[1]
+    array([-1.,  1., -1.])
+    """
+    if reach < 1:
+        raise InvalidSettingError(f"The longest shift must be at least 1 pixel, not {reach}.")
+    r = np.asarray(residual, dtype=np.float64)
+    if r.ndim != 2 or min(r.shape) <= reach:
+        raise InvalidImageError(
+            f"Shifts of {reach} pixels need a slice of more than that, not the shape {r.shape}."
+        )
+    valid = np.isfinite(r)
+    if not valid.any():
+        raise InvalidImageError("The residual holds no number: every pixel is NaN or infinite.")
+    r = np.where(valid, r - r[valid].mean(), 0.0)
+    found = np.zeros((2 * reach + 1, 2 * reach + 1))
+    found[reach, reach] = 1.0
+    power = float(np.mean(r[valid] ** 2))
+    if power <= np.finfo(np.float64).tiny:
+        return found
+    h, w = r.shape
+    for dy in range(reach + 1):
+        for dx in range(-reach if dy else 1, reach + 1):
+            start = np.s_[: h - dy, max(0, -dx) : w - max(0, dx)]
+            end = np.s_[dy:, max(0, dx) : w + min(0, dx)]
+            pairs = max(1, int(np.count_nonzero(valid[start] & valid[end])))
+            value = float(np.vdot(r[start], r[end])) / pairs / power
+            found[reach + dy, reach + dx] = found[reach - dy, reach - dx] = value
+    return found
+
+
+def largest_autocorrelation(found: NDArray[np.float64]) -> float:
+    """The largest absolute value of an `autocorrelation` away from its centre, from 0."""
+    away = np.abs(found)
+    away[tuple(size // 2 for size in found.shape)] = 0
+    return float(away.max())
+
+
+def white_noise_autocorrelation(pixels: int, *, reach: int = 5) -> float:
+    r"""What `largest_autocorrelation` is of white noise, in half of all cases at most.
+
+    Each of the :math:`m = \big((2\,\mathrm{reach} + 1)^2 - 1\big)/2` different shifts has an
+    autocorrelation of standard deviation :math:`1/\sqrt{n}`, so the median of the largest is
+
+    .. math:: \frac{1}{\sqrt{n}}\, \Phi^{-1}\!\left(\frac{1 + 2^{-1/m}}{2}\right).
+
+    Parameters
+    ----------
+    pixels
+        :math:`n`, of the residual, at least 1.
+    reach
+        As of `autocorrelation`.
+    """
+    shifts = ((2 * reach + 1) ** 2 - 1) // 2
+    all_below: float = 0.5 ** (1 / shifts)
+    return NormalDist().inv_cdf((1 + all_below) / 2) / math.sqrt(max(1, pixels))
 
 
 def affine_fit(image: ArrayLike, reference: ArrayLike) -> NDArray[np.float64]:

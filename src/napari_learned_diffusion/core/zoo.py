@@ -7,11 +7,13 @@ Reading the cards imports no torch.
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import as_file, files
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from napari_learned_diffusion.config import DEFAULT_MODEL
 from napari_learned_diffusion.core.diffusivity import REGISTRY, diffusivity_class
@@ -25,10 +27,14 @@ from napari_learned_diffusion.core.user_models import (
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from napari_learned_diffusion.config import DiffusionConfig
     from napari_learned_diffusion.core.diffusivity.base import Diffusivity, LearnedDiffusivity
 
 STANDARD_MODEL, CLASSICAL_MODEL = "conductance-unet-s", "perona-malik"
+
+Weights: TypeAlias = "Mapping[str, Tensor]"
 
 Learned = TypeVar("Learned", bound="LearnedDiffusivity")
 
@@ -182,3 +188,28 @@ def bundled_model(model_class: type[Learned]) -> Learned:
     )
     with as_file(weights) as path:
         return read_model(path, model_class)
+
+
+def weights_of(model: str) -> tuple[Weights | None, str]:
+    """The parameters that a model has learned, and a hash of them; none for a classical one."""
+    from napari_learned_diffusion.core.diffusivity.base import LearnedDiffusivity
+
+    kind = diffusivity_class(model)
+    if not issubclass(kind, LearnedDiffusivity):
+        return None, ""
+    weights = trained_model(kind, model).state_dict()
+    total = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        total.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        total.update(tensor.cpu().contiguous().numpy().tobytes())
+    return weights, total.hexdigest()
+
+
+def weights_hash(model: str) -> str:
+    """The hash that `weights_of` gives; of the package's own models it is remembered."""
+    return weights_of(model)[1] if is_user_key(model) else _bundled_hash(model)
+
+
+@cache
+def _bundled_hash(model: str) -> str:
+    return weights_of(model)[1]

@@ -33,6 +33,7 @@ from napari_learned_diffusion.core.errors import (
     LearnedDiffusionError,
 )
 from napari_learned_diffusion.core.noise_estimation import sample_planes
+from napari_learned_diffusion.core.zoo import weights_hash
 from napari_learned_diffusion.files import FORMATS, Volume, write
 from napari_learned_diffusion.files.formats import (
     Format,
@@ -48,7 +49,6 @@ from napari_learned_diffusion.jobs.batch_engines import (
     PlaneTask,
     StoppedError,
     settled,
-    weights_of,
 )
 from napari_learned_diffusion.jobs.batch_reading import PlaneReader
 from napari_learned_diffusion.jobs.batch_sources import Source
@@ -340,7 +340,7 @@ class _Run:
         self.manifest, self.log = manifest, log
         self.files = [FileStatus(number, source) for number, source in enumerate(sources)]
         self.settings = _as_json(config, batch)
-        _, self.weights = weights_of(config.model)
+        self.weights = weights_hash(config.model)
         self.targets: dict[Path, str] = {}
         self.open: dict[int, _File] = {}
         self.running: dict[Any, tuple[_File, int]] = {}

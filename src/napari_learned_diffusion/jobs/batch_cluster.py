@@ -13,7 +13,7 @@ from napari_learned_diffusion.config import TilingConfig
 from napari_learned_diffusion.jobs.batch_engines import PlaneOutcome, PlaneTask, PlaneWorker
 
 if TYPE_CHECKING:
-    from napari_learned_diffusion.jobs.batch_engines import Weights
+    from napari_learned_diffusion.core.zoo import Weights
 
 
 def start(workers: int | None) -> LocalCluster:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
@@ -15,15 +15,12 @@ from numpy.typing import NDArray
 
 from napari_learned_diffusion.config import DiffusionConfig, TilingConfig
 from napari_learned_diffusion.core.errors import DeviceError, LearnedDiffusionError
+from napari_learned_diffusion.core.zoo import Weights, weights_of
 from napari_learned_diffusion.files._extras import require
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from napari_learned_diffusion.jobs.plane_solver import PlaneSolver
     from napari_learned_diffusion.jobs.prepare import Prepared
-
-    Weights = Mapping[str, Tensor]
 
 _RETRIES = 3
 """How often a plane is tried again after a worker has died."""
@@ -296,22 +293,3 @@ def settled(config: DiffusionConfig) -> DiffusionConfig:
 
     resolve_device(config.device, config.precision)  # better to fail here than in every worker
     return config.with_(model=suitable_model(config))
-
-
-def weights_of(model: str) -> tuple[Weights | None, str]:
-    """The parameters that a model has learned, and a hash of them; none for a classical one."""
-    import hashlib
-
-    from napari_learned_diffusion.core.diffusivity import diffusivity_class
-    from napari_learned_diffusion.core.diffusivity.base import LearnedDiffusivity
-    from napari_learned_diffusion.core.zoo import trained_model
-
-    kind = diffusivity_class(model)
-    if not issubclass(kind, LearnedDiffusivity):
-        return None, ""
-    weights = trained_model(kind, model).state_dict()
-    total = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        total.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        total.update(tensor.cpu().contiguous().numpy().tobytes())
-    return weights, total.hexdigest()

@@ -20,7 +20,7 @@ from napari_learned_diffusion.core.noise_estimation import (
     sample_planes,
 )
 from napari_learned_diffusion.core.schemes import STABLE_TAU, FastExplicitDiffusion
-from napari_learned_diffusion.core.zoo import card, suitable_model
+from napari_learned_diffusion.core.zoo import card, suitable_model, weights_hash
 from napari_learned_diffusion.jobs.planes import (
     LAST_AXES,
     PlaneAxes,
@@ -51,12 +51,15 @@ class Prepared:
         The configuration as it was given.
     slices_differ
         Whether the slices of a stack differ in their noise, and each says surely enough how.
+    weights
+        Hash of the parameters that the model has learned, ``""`` for a classical one.
     """
 
     config: DiffusionConfig
     estimate: NoiseEstimate | None
     requested: DiffusionConfig
     slices_differ: bool = False
+    weights: str = ""
 
     @property
     def slice_by_slice(self) -> bool:
@@ -141,6 +144,7 @@ def prepare(
         estimate,
         requested,
         differ,
+        weights_hash(config.model),
     )
 
 

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from napari_learned_diffusion.config import MapsConfig
+from napari_learned_diffusion.core.errors import FileWriteError, InvalidImageError
 from napari_learned_diffusion.core.zoo import card
+from napari_learned_diffusion.files import write
 from napari_learned_diffusion.jobs.progress import Job, Progress, Result
 from napari_learned_diffusion.widgets._imports import import_module
 
 if TYPE_CHECKING:
+    from napari_learned_diffusion.core.noise import NoiseModel
+    from napari_learned_diffusion.files import Volume
+    from napari_learned_diffusion.jobs.check import Check
     from napari_learned_diffusion.jobs.denoise import Denoised, Prepared, Report
     from napari_learned_diffusion.jobs.inspection import Inspection
     from napari_learned_diffusion.widgets._form import Request
@@ -42,6 +50,11 @@ def load_jobs() -> Any:
 def load_inspection() -> Any:
     """The module of the job that inspects a slice; as `load_jobs`."""
     return import_module("napari_learned_diffusion.jobs.inspection")
+
+
+def load_check() -> Any:
+    """The module of the job that checks a result; as `load_jobs`."""
+    return import_module("napari_learned_diffusion.jobs.check")
 
 
 @dataclass(frozen=True, eq=False)
@@ -341,3 +354,109 @@ def pausable(job: Job[Result], paused: threading.Event) -> Job[Result]:
                 yield Progress(progress.done, progress.total, progress.message)
     finally:
         job.close()
+
+
+@dataclass(frozen=True, eq=False)
+class CheckRequest:
+    """What is to be compared; nothing in it changes when the user goes on working.
+
+    Parameters
+    ----------
+    source, result, reference
+        The layers as they were; ``None`` is no reference.
+    noise
+        The noise model of the source; ``None``: to be estimated.
+    """
+
+    source: Source
+    result: Source
+    reference: Source | None
+    noise: NoiseModel | None
+
+    @property
+    def layers(self) -> tuple[Source, ...]:
+        """All layers that take part."""
+        return self.source, self.result, *(() if self.reference is None else (self.reference,))
+
+    @property
+    def layer_ids(self) -> tuple[Hashable, ...]:
+        """Their ids."""
+        return tuple(layer.layer_id for layer in self.layers)
+
+    def check(self) -> None:
+        """Refuse layers that have no slice in view, or slices of different sizes.
+
+        Raises
+        ------
+        InvalidImageError
+            with a sentence that says why and what to do.
+        """
+        for layer in self.layers:
+            if layer.slice_problem:
+                raise InvalidImageError(layer.slice_problem)
+            if layer.plane_shape != self.source.plane_shape:
+                raise InvalidImageError(
+                    f"“{layer.name}” has slices of another size than “{self.source.name}”. Choose "
+                    "layers that belong together."
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class Checked:
+    """What came of a check: the two slices and what was measured."""
+
+    request: CheckRequest
+    before: NDArray[Any]
+    after: NDArray[Any]
+    check: Check
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers and which slice they are of, as they are written into a file."""
+        reference = self.request.reference
+        return {
+            "slice": self.request.source.index,
+            "reference": None if reference is None else reference.name,
+            **self.check.to_dict(),
+        }
+
+
+def check_slice(request: CheckRequest, load: Callable[[], Any] = load_check) -> Job[Checked]:
+    """Compare the slices that were in view."""
+    yield Progress(0, 1, "Reading the slices")
+    jobs = load()
+    before, after, *reference = (layer.read_slice() for layer in request.layers)
+    check: Check = yield from jobs.check_plane(before, after, request.noise, *reference)
+    return Checked(request, before, after, check)
+
+
+def export_result(path: Path, volume: Volume, record: dict[str, Any]) -> Job[tuple[Path, Path]]:
+    """Write a volume and, beside it, its record as JSON; both replace what is there.
+
+    Raises
+    ------
+    FileWriteError, FileFormatError
+        as `files.write`, or where the record can't be written.
+    """
+    yield Progress(0, 2, f"Writing {path.name}")
+    written = write(path, volume, overwrite=True)
+    yield Progress(1, 2, "Writing the record")
+    beside = written.with_suffix(".json")
+    text = json.dumps(_plain(record), indent=1, ensure_ascii=False)
+    try:
+        beside.write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise FileWriteError(f"{beside} couldn't be written: {error}") from error
+    return written, beside
+
+
+def _plain(value: Any) -> Any:
+    """The same in types that JSON has; numbers that it hasn't become null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | bool | None) else str(value)

@@ -63,7 +63,6 @@ from napari_learned_diffusion.widgets._runner import Runner
 if TYPE_CHECKING:
     from napari.viewer import Viewer
 
-    from napari_learned_diffusion.config import DiffusionConfig
     from napari_learned_diffusion.jobs.prepare import Prepared
     from napari_learned_diffusion.jobs.progress import Progress
     from napari_learned_diffusion.widgets._form import FormValues
@@ -737,7 +736,7 @@ class DenoiseWidget(DockedWidget):
         self._show_findings()
         layer = self._lazy_layer(lazy)
         if layer is not None:
-            mark = {**mark_of(layer), **_how(whole.config)}
+            mark = {**mark_of(layer), **_how(whole)}
             layer.metadata = {**layer.metadata, MARK: mark}
 
     def _on_lazy_failed(self, lazy: LazyResult, error: Exception) -> None:
@@ -921,7 +920,7 @@ class DenoiseWidget(DockedWidget):
 
 def _details(answer: Answer, index: tuple[int, ...] | None) -> dict[str, Any]:
     """How a result came about, for its metadata: plain values that any writer can keep."""
-    details = {**_how(answer.used.config), "report": asdict(answer.report)}
+    details = {**_how(answer.used), "report": asdict(answer.report)}
     if index:
         details["slice"] = index
     if answer.request.maps.step is not None:
@@ -929,9 +928,11 @@ def _details(answer: Answer, index: tuple[int, ...] | None) -> dict[str, Any]:
     return details
 
 
-def _how(config: DiffusionConfig) -> dict[str, Any]:
+def _how(used: Prepared) -> dict[str, Any]:
+    config = used.config
     return {
         "model": config.model,
+        "weights": used.weights,
         "settings": {f.name: getattr(config, f.name) for f in fields(config) if f.name != "noise"},
         "noise": config.noise.to_dict() if config.noise is not None else None,
         "versions": {package: version(package) for package in PACKAGES},
