@@ -35,19 +35,26 @@ PATIENCE = 300.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parts = {
+        "denoise": _take_denoise,
+        "batch": _take_batch,
+        "inspect": _take_inspection,
+        "check": _take_check,
+    }
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "images")
-    folder: Path = parser.parse_args().folder.resolve()
+    parser.add_argument("--only", nargs="+", choices=parts, default=tuple(parts))
+    options = parser.parse_args()
+    folder: Path = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
 
     with tempfile.TemporaryDirectory() as settings:
         # napari's own settings, not those of whoever runs this
         os.environ["NAPARI_CONFIG"] = str(Path(settings) / "settings.yaml")
-        _take_all(folder)
-    with tempfile.TemporaryDirectory() as data, contextlib.chdir(data):
-        _take_batch(folder / "batch.png")
+        for name in options.only:
+            parts[name](folder)
 
 
-def _take_all(folder: Path) -> None:
+def _take_denoise(folder: Path) -> None:
     from napari_learned_diffusion import sample_data
 
     viewer, widget = _open(sample_data.low_dose_ct())
@@ -82,7 +89,70 @@ def _take_all(folder: Path) -> None:
     viewer.close()
 
 
-def _take_batch(path: Path) -> None:
+def _take_inspection(folder: Path) -> None:
+    """A slice in every iteration, and what two models have learned."""
+    from napari_learned_diffusion import sample_data
+    from napari_learned_diffusion.widgets.inspection import InspectionWidget
+
+    viewer = _show(sample_data.low_dose_ct())
+    widget = InspectionWidget(viewer)
+    _dock(viewer, widget, "Inspect diffusivity")
+    widget.settings.set_key("own")
+    for key, shown, tab in (
+        ("perona-malik", "diffusivity", 1),
+        ("foe-splines", "gradient", 1),
+        ("unet", "denoised", 0),
+    ):
+        widget.form.model.set_key(key)
+        widget.inspect()
+        _wait(lambda: not widget.is_working)
+        widget.shown.set_key(shown)
+        widget.tabs.setCurrentIndex(tab)
+        viewer.cursor.position = (0.0, 21.0, 130.0, 172.0)
+        _process_events(0.3)
+        if key == "unet":
+            widget.tabs.setCurrentIndex(1)
+            _take(viewer, folder / "inspect-unet.png")
+            widget.tabs.setCurrentIndex(0)
+            widget.shown.set_key("diffusivity")
+            _take(viewer, folder / "inspect-iterations.png")
+        else:
+            _take(viewer, folder / f"inspect-{key}.png")
+    viewer.close()
+
+
+def _take_check(folder: Path) -> None:
+    """A result with a wipe, and what was measured on it."""
+    from napari_learned_diffusion import sample_data
+    from napari_learned_diffusion.widgets.check import CheckWidget
+
+    sample = sample_data.brain_mri()
+    viewer, denoise = _open(sample)
+    denoise.denoise_slice()
+    _finish(denoise)
+    _, keywords, _ = sample.layer_data()
+    keywords |= {"name": "truth", "visible": False}
+    viewer.add_image(sample.reference, **keywords)
+    viewer.layers.move(2, 0)
+    viewer.window.remove_dock_widget(denoise)
+    widget = CheckWidget(viewer)
+    _dock(viewer, widget, "Check the result")
+    widget.reference.setCurrentIndex(widget.reference.findText("truth"))
+    widget.check()
+    _wait(lambda: not widget.is_working)
+    widget.wipe_button.setChecked(True)
+    _take(viewer, folder / "check-wipe.png")
+    widget.side_button.setChecked(True)
+    _take(viewer, folder / "check-side-by-side.png")
+    viewer.close()
+
+
+def _take_batch(folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as data, contextlib.chdir(data):
+        _take_batch_window(folder / "batch.png")
+
+
+def _take_batch_window(path: Path) -> None:
     """The batch widget after a batch of which one file has failed; paths are short, as relative."""
     import napari
 
@@ -119,19 +189,28 @@ def _write_scans(folder: Path) -> None:
 
 
 def _open(sample: Sample) -> tuple[Viewer, DenoiseWidget]:
-    import napari
-
     from napari_learned_diffusion.widgets.denoise import DenoiseWidget
+
+    viewer = _show(sample)
+    widget = DenoiseWidget(viewer)
+    _dock(viewer, widget, "Denoise by diffusion")
+    return viewer, widget
+
+
+def _show(sample: Sample) -> Viewer:
+    import napari
 
     viewer = napari.Viewer(show_welcome_screen=False)
     data, keywords, _ = sample.layer_data()
     viewer.add_image(data, **keywords)
-    widget = DenoiseWidget(viewer)
-    viewer.window.add_dock_widget(widget, name="Denoise by diffusion", area="right")
+    return viewer
+
+
+def _dock(viewer: Viewer, widget: QWidget, name: str) -> None:
+    viewer.window.add_dock_widget(widget, name=name, area="right")
     viewer.window.resize(*SIZE)
     _process_events(1.0)
     viewer.reset_view()
-    return viewer, widget
 
 
 def _take(target: Viewer | QWidget, path: Path) -> None:

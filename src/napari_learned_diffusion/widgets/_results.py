@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from napari.layers import Image
+from qtpy.QtCore import QObject, QTimer
 
 from napari_learned_diffusion.widgets._layers import MARK, Placement, Source, find_result, mark_of
 
@@ -19,6 +21,50 @@ RESIDUAL_LIMIT = 4.0
 
 STACKING_ORDER = ("diffusivity", "orientation", "residual", "denoised", "preview", "iterations")
 """Results from the lowest layer to the highest: what is looked at first is on top."""
+
+
+class OneByOne(QObject):
+    """Shows layers one after the other, each in an event of its own.
+
+    One takes napari a tenth of a second or two, in which the window stands still.
+
+    Parameters
+    ----------
+    parent
+        Who owns it.
+    """
+
+    def __init__(self, parent: QObject | None = None) -> None:
+        super().__init__(parent)
+        self._waiting: list[Callable[[], Any]] = []
+        self._timer = QTimer(self)
+        self._timer.timeout.connect(self._do_next)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits to be shown."""
+        return not self._waiting
+
+    def add(self, action: Callable[[], Any]) -> None:
+        """Something to do after `begin`."""
+        self._waiting.append(action)
+
+    def begin(self) -> None:
+        """Do the first at once, and each other when napari has done what that asks for."""
+        self._do_next()
+
+    def clear(self) -> None:
+        """Do nothing more."""
+        self._waiting.clear()
+        self._timer.stop()
+
+    def _do_next(self) -> None:
+        if self._waiting:
+            self._waiting.pop(0)()
+        if self._waiting:
+            self._timer.start(0)
+        else:
+            self._timer.stop()
 
 
 def show_result(

@@ -55,6 +55,7 @@ from napari_learned_diffusion.widgets._results import (
     DIFFUSIVITY_COLORMAP,
     RESIDUAL_COLORMAP,
     RESIDUAL_LIMIT,
+    OneByOne,
     position,
     show_result,
 )
@@ -124,10 +125,7 @@ class DenoiseWidget(DockedWidget):
         self._replaced: Any = None
         self._reason = ""
 
-        # Layers that are still to be shown. One takes napari a tenth of a second or two, so each is
-        # shown in an event of its own.
-        self._to_show: list[Callable[[], None]] = []
-        self._show_timer = QTimer(self)
+        self._shows = OneByOne(self)
 
         # Results that are denoised as the user scrolls, by the layer that they are made from.
         self._lazy: dict[Hashable, LazyResult] = {}
@@ -237,7 +235,6 @@ class DenoiseWidget(DockedWidget):
         self.shell_button.clicked.connect(self.copy_as_shell)
         self._preview_timer.timeout.connect(self._start_preview)
         self._lazy_timer.timeout.connect(self._renew_lazy)
-        self._show_timer.timeout.connect(self._show_next)
 
         self._run.started.connect(self._on_run_started)
         self._run.progressed.connect(self._on_run_progressed)
@@ -274,8 +271,12 @@ class DenoiseWidget(DockedWidget):
     @property
     def is_working(self) -> bool:
         """Whether anything is computed, or about to be."""
-        timers = self._preview_timer, self._lazy_timer, self._show_timer
-        workers: list[Runner | LazyResult] = [*self._runners, *self._lazy.values()]
+        timers = self._preview_timer, self._lazy_timer
+        workers: list[Runner | LazyResult | OneByOne] = [
+            *self._runners,
+            *self._lazy.values(),
+            self._shows,
+        ]
         return any(t.isActive() for t in timers) or not all(w.is_idle for w in workers)
 
     def _open(self) -> None:
@@ -309,7 +310,7 @@ class DenoiseWidget(DockedWidget):
         for runner in self._runners:
             runner.cancel()
         self._end_all_lazy()
-        self._to_show.clear()
+        self._shows.clear()
 
     def _on_theme(self) -> None:
         colours = Colours.of(get_theme(self._viewer.theme))
@@ -596,7 +597,7 @@ class DenoiseWidget(DockedWidget):
             role, data = name, array
             if not is_whole and source.other_axes:
                 role, data = f"{name} (slice)", source.as_slice_of_layer(array)
-            self._to_show.append(
+            self._shows.add(
                 partial(
                     self._show, source, role, data, place, look, details, is_selected=is_selected
                 )
@@ -617,16 +618,7 @@ class DenoiseWidget(DockedWidget):
             show("residual", answer.residual, look, is_alone)
         if request.outputs.denoised:
             show("denoised", answer.denoised, source.display, True)
-        self._show_next()
-
-    def _show_next(self) -> None:
-        """Show one layer, and the next one when napari has done what the first one asks for."""
-        if self._to_show:
-            self._to_show.pop(0)()
-        if self._to_show:
-            self._show_timer.start(0)
-        else:
-            self._show_timer.stop()
+        self._shows.begin()
 
     def _show(
         self,

@@ -13,12 +13,10 @@ from napari.utils.notifications import show_error
 from napari.utils.theme import get_theme
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import (
-    QFrame,
     QHBoxLayout,
     QLabel,
     QProgressBar,
     QPushButton,
-    QScrollArea,
     QSlider,
     QTabWidget,
     QVBoxLayout,
@@ -39,6 +37,7 @@ from napari_learned_diffusion.widgets._controls import (
 )
 from napari_learned_diffusion.widgets._dock import (
     DockedWidget,
+    FormScroll,
     explain,
     find_docked,
     open_docked,
@@ -58,7 +57,7 @@ from napari_learned_diffusion.widgets._learned_plot import (
     explain_learned,
     probe_learned,
 )
-from napari_learned_diffusion.widgets._results import DIFFUSIVITY_COLORMAP, show_result
+from napari_learned_diffusion.widgets._results import DIFFUSIVITY_COLORMAP, OneByOne, show_result
 from napari_learned_diffusion.widgets._runner import Runner
 from napari_learned_diffusion.widgets.denoise import DenoiseWidget
 
@@ -122,6 +121,7 @@ class InspectionWidget(DockedWidget):
         self._probed: tuple[int, int] | None = None
 
         self._run = Runner(self, in_activity_dock=True)
+        self._shows = OneByOne(self)
         self._probe_timer = QTimer(self)
         self._probe_timer.setSingleShot(True)
         self._probe_timer.setInterval(PROBE_DELAY)
@@ -214,9 +214,9 @@ class InspectionWidget(DockedWidget):
         head.addWidget(self.status)
 
         self.tabs = QTabWidget()
-        self.tabs.addTab(_scrolling(self._iterations_page()), "Iterations")
-        self.tabs.addTab(_scrolling(self._learned_page()), "What it learned")
-        self._settings_tab = self.tabs.addTab(_scrolling(self.form), "Settings")
+        self.tabs.addTab(FormScroll(self._iterations_page(), WIDTH), "Iterations")
+        self.tabs.addTab(FormScroll(self._learned_page(), WIDTH), "What it learned")
+        self._settings_tab = self.tabs.addTab(FormScroll(self.form, WIDTH), "Settings")
 
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
@@ -293,13 +293,14 @@ class InspectionWidget(DockedWidget):
 
     @property
     def is_working(self) -> bool:
-        """Whether a run is on."""
-        return not self._run.is_idle
+        """Whether a run is on, or layers are still to be shown."""
+        return not (self._run.is_idle and self._shows.is_idle)
 
     def leave(self) -> None:
         """Stop everything, because dock or window were closed."""
         self._probe_timer.stop()
         self._run.cancel()
+        self._shows.clear()
 
     def _on_theme(self) -> None:
         colours = Colours.of(get_theme(self._viewer.theme))
@@ -448,10 +449,10 @@ class InspectionWidget(DockedWidget):
         self._answer = answer
         self._probed = None
         self.count.show_automatic(found.iterations)
-        self._show_layers(answer)
         self._show_found()
         suggested = (found.best_by_discrepancy, found.best_by_q, found.iterations)
-        self.go_to(next(k for k in suggested if k is not None))
+        self._set_iteration(next(k for k in suggested if k is not None))
+        self._show_layers(answer)
         self.status.show_text(_describe(answer))
 
     def _on_run_failed(self, error: Exception) -> None:
@@ -473,28 +474,37 @@ class InspectionWidget(DockedWidget):
 
     def _show_layers(self, answer: Inspected) -> None:
         """One layer for each map, with an axis of iterations before those of the source."""
-        source, found, limits = answer.request.source, answer.found, answer.limits
+        self._shows.clear()
         for name in MAPS:
-            maps = getattr(found, name)
-            first = (len(found.denoised) - len(maps)) * found.stride
-            look: dict[str, Any] = dict(source.display)
-            look["contrast_limits"] = limits[name]
-            if name in COLORMAPS:
-                look |= {"colormap": COLORMAPS[name], "gamma": 1.0, "visible": False}
-            layer = show_result(
-                self._viewer.layers,
-                source,
-                f"{ITERATIONS} {name}",
-                source.as_iterations_of_layer(maps),
-                source.iterations_placement(first, found.stride),
-                look,
-                {"model": found.prepared.config.model, "slice": source.index},
-                is_selected=False,
-            )
-            if name in COLORMAPS:
-                # Those of another model or slice would show nothing.
-                layer.contrast_limits = limits[name]
+            self._shows.add(partial(self._show_map, answer, name))
+        self._shows.add(self._on_all_shown)
+        self._shows.begin()
+
+    def _show_map(self, answer: Inspected, name: str) -> None:
+        source, found, limits = answer.request.source, answer.found, answer.limits[name]
+        maps = getattr(found, name)
+        first = (len(found.denoised) - len(maps)) * found.stride
+        look: dict[str, Any] = dict(source.display)
+        look |= {"contrast_limits": limits, "visible": name == self.shown.key()}
+        if name in COLORMAPS:
+            look |= {"colormap": COLORMAPS[name], "gamma": 1.0}
+        layer = show_result(
+            self._viewer.layers,
+            source,
+            f"{ITERATIONS} {name}",
+            source.as_iterations_of_layer(maps),
+            source.iterations_placement(first, found.stride),
+            look,
+            {"model": found.prepared.config.model, "slice": source.index},
+            is_selected=False,
+        )
+        if name in COLORMAPS:
+            # Those of another model or slice would show nothing.
+            layer.contrast_limits = limits
+
+    def _on_all_shown(self) -> None:
         self._on_shown()
+        self.go_to(self._iteration)
 
     def _layer_of(self, name: str) -> Image | None:
         """The layer of a map of the last inspection, if it is still there."""
@@ -555,7 +565,8 @@ class InspectionWidget(DockedWidget):
 
     def _follow_viewer(self) -> None:
         axis = self._iteration_axis()
-        if axis is not None and self._answer is not None:
+        # While layers still come, the viewer's new axis stands at 0.
+        if axis is not None and self._answer is not None and self._shows.is_idle:
             at = round(self._viewer.dims.point[axis])
             self._set_iteration(min(max(at, 0), self._answer.found.iterations))
 
@@ -688,13 +699,3 @@ def _describe(answer: Inspected) -> str:
 
 def _is_of_inspection(layer: Layer) -> bool:
     return str(mark_of(layer).get("role", "")).startswith(ITERATIONS)
-
-
-def _scrolling(page: QWidget) -> QScrollArea:
-    """A page that scrolls where the dock is short."""
-    area = QScrollArea()
-    area.setWidget(page)
-    area.setWidgetResizable(True)
-    area.setFrameShape(QFrame.Shape.NoFrame)
-    area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-    return area
