@@ -181,9 +181,35 @@ def add_layer(bench: Bench) -> None:
         bench.rest(0.5)
 
 
-def _with_widget(action: Callable[[Bench, Any], None]) -> Callable[[Bench], None]:
+def _inspection_widget(bench: Bench) -> Any:
+    from napari_learned_diffusion.widgets.inspection import InspectionWidget
+
+    widget = InspectionWidget(bench.viewer)
+    bench.viewer.window.add_dock_widget(widget, name="Inspect diffusivity", area="right")
+    widget.settings.set_key("own")
+    widget.form.model.set_key("foe-splines")
+    bench.rest(0.5)
+    return widget
+
+
+def _check_widget(bench: Bench) -> Any:
+    """The Check widget, with a result to check."""
+    from napari_learned_diffusion.widgets.check import CheckWidget
+
+    denoise = _denoise_widget(bench)
+    _denoise_slice(bench, denoise)
+    bench.viewer.window.remove_dock_widget(denoise)
+    widget = CheckWidget(bench.viewer)
+    bench.viewer.window.add_dock_widget(widget, name="Check the result", area="right")
+    bench.rest(0.5)
+    return widget
+
+
+def _with_widget(
+    action: Callable[[Bench, Any], None], make: Callable[[Bench], Any] = _denoise_widget
+) -> Callable[[Bench], None]:
     def scenario(bench: Bench) -> None:
-        widget = _denoise_widget(bench)
+        widget = make(bench)
         with bench.clock.running(bench.explain):
             action(bench, widget)
 
@@ -223,6 +249,34 @@ def _as_you_scroll(bench: Bench, widget: Any) -> None:
     bench.wait(lambda: not widget.is_working)
 
 
+def _inspect(bench: Bench, widget: Any) -> None:
+    widget.inspect()
+    bench.wait(lambda: not widget.is_working)
+    size = bench.data.shape[-1]
+    for at in range(widget.scrubber.maximum() + 1):
+        widget.scrubber.setValue(at)
+        bench.viewer.cursor.position = (0, 0, size / 2, size / 2 + at)
+        bench.rest(1 / 15)
+    for shown in range(widget.shown.count()):
+        widget.shown.setCurrentIndex(shown)
+        bench.rest(0.3)
+
+
+def _check(bench: Bench, widget: Any) -> None:
+    widget.check()
+    bench.wait(lambda: not widget.is_working)
+    widget.show_residual()
+    bench.rest(0.3)
+    widget.wipe_button.setChecked(True)
+    for at in range(0, 1001, 50):
+        widget.wipe_slider.setValue(at)
+        bench.rest(1 / 15)
+    widget.side_button.setChecked(True)
+    bench.rest(0.3)
+    widget.side_button.setChecked(False)
+    bench.rest(0.3)
+
+
 SCENARIOS: dict[str, tuple[str, Callable[[Bench], None]]] = {
     "napari-scroll": ("napari alone: scrolling", scroll_without),
     "napari-add": ("napari alone: adding an image layer", add_layer),
@@ -234,6 +288,11 @@ SCENARIOS: dict[str, tuple[str, Callable[[Bench], None]]] = {
     "preview": ("Denoise: live preview while scrolling", _with_widget(_live_preview)),
     "scroll": ("Denoise: stack as you scroll", _with_widget(_as_you_scroll)),
     "stack": ("Denoise: stack now, all layers", _with_widget(_denoise_stack)),
+    "inspect": (
+        "Inspect: a slice, then all iterations and maps",
+        _with_widget(_inspect, _inspection_widget),
+    ),
+    "check": ("Check: a slice, residual, wipe, side by side", _with_widget(_check, _check_widget)),
 }
 
 

@@ -127,7 +127,7 @@ def test_the_slice_in_view_is_measured_before_and_after(
     assert widget.reference.currentText() == "None"
     _check(widget, finish)
     assert _texts(widget, "Noise")[0] == "8"
-    assert _texts(widget, "Lowest") == [f"{source.data[1].min():.5g}", "100.1"]
+    assert _texts(widget, "Lowest") == [f"{source.data[1].min():.4g}", "100.1"]
     assert _texts(widget, "PSNR") == ["–", "–"]
     assert "white noise" in widget.structure.text()
     assert widget.picture._image.image.shape == (11, 11)

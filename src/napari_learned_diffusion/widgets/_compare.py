@@ -40,10 +40,8 @@ class SideBySide:
         shown = {layer.unique_id for layer in layers}
         self._visible = {layer.unique_id: layer.visible for layer in self._viewer.layers}
         for layer in self._viewer.layers:
-            layer.visible = layer.unique_id in shown
-        grid.shape = (1, len(layers))
-        grid.stride = 1
-        grid.enabled = True
+            _set_visible(layer, layer.unique_id in shown)
+        grid.update({"shape": (1, len(layers)), "stride": 1, "enabled": True})
         self._viewer.reset_view()
 
     def end(self) -> None:
@@ -53,12 +51,16 @@ class SideBySide:
         for layer_id, was_visible in self._visible.items():
             layer = find_layer(self._viewer.layers, layer_id)
             if layer is not None:
-                layer.visible = was_visible
-        grid = self._viewer.canvas.grid
-        for name, value in self._grid.items():
-            setattr(grid, name, value)
+                _set_visible(layer, was_visible)
+        self._viewer.canvas.grid.update(self._grid)
         self._grid = None
         self._viewer.reset_view()
+
+
+def _set_visible(layer: Layer, is_visible: bool) -> None:
+    # napari draws everything anew at each assignment, so only what has changed is assigned.
+    if layer.visible != is_visible:
+        layer.visible = is_visible
 
 
 class Wipe:

@@ -370,7 +370,7 @@ class CheckWidget(DockedWidget):
             ("SSIM", check.ssim, ""),
         ):
             for cell, value in zip(self.cells[name], pair or (None, None), strict=True):
-                cell.setText("–" if value is None else f"{value:.5g} {of}".rstrip())
+                cell.setText("–" if value is None else f"{value:.4g} {of}".rstrip())
         kept = "Range kept." if check.range_kept else "Values have left the input's range."
         found, white = check.largest_autocorrelation, check.white_noise
         drift = f"{check.mean_drift:.2g} {unit}".rstrip()

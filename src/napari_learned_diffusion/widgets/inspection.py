@@ -449,10 +449,12 @@ class InspectionWidget(DockedWidget):
         self._answer = answer
         self._probed = None
         self.count.show_automatic(found.iterations)
-        self._show_found()
-        suggested = (found.best_by_discrepancy, found.best_by_q, found.iterations)
-        self._set_iteration(next(k for k in suggested if k is not None))
-        self._show_layers(answer)
+        self._shows.clear()
+        self._shows.add(self._show_found)
+        for name in MAPS:
+            self._shows.add(partial(self._show_map, answer, name))
+        self._shows.add(self._on_all_shown)
+        self._shows.begin()
         self.status.show_text(_describe(answer))
 
     def _on_run_failed(self, error: Exception) -> None:
@@ -472,15 +474,8 @@ class InspectionWidget(DockedWidget):
 
     # --- layers -----------------------------------------------------------------------------------
 
-    def _show_layers(self, answer: Inspected) -> None:
-        """One layer for each map, with an axis of iterations before those of the source."""
-        self._shows.clear()
-        for name in MAPS:
-            self._shows.add(partial(self._show_map, answer, name))
-        self._shows.add(self._on_all_shown)
-        self._shows.begin()
-
     def _show_map(self, answer: Inspected, name: str) -> None:
+        """A layer for a map, with an axis of iterations before those of the source."""
         source, found, limits = answer.request.source, answer.found, answer.limits[name]
         maps = getattr(found, name)
         first = (len(found.denoised) - len(maps)) * found.stride
@@ -516,8 +511,8 @@ class InspectionWidget(DockedWidget):
     def _on_shown(self) -> None:
         for name in MAPS:
             layer = self._layer_of(name)
-            if layer is not None:
-                layer.visible = name == self.shown.key()
+            if layer is not None and layer.visible != (name == self.shown.key()):
+                layer.visible = not layer.visible  # napari draws anew at each assignment
 
     # --- the iteration on display -----------------------------------------------------------------
 
@@ -546,6 +541,8 @@ class InspectionWidget(DockedWidget):
         self.scrubber.setRange(0, found.iterations)
         self.scrubber.blockSignals(False)
         self.plot.show_curves(found.q, found.residual_variance, by_q, by_discrepancy)
+        suggested = (by_discrepancy, by_q, found.iterations)
+        self._set_iteration(next(k for k in suggested if k is not None))
 
     def go_to(self, iteration: int) -> None:
         """Show an iteration, in the viewer too."""
@@ -568,7 +565,9 @@ class InspectionWidget(DockedWidget):
         # While layers still come, the viewer's new axis stands at 0.
         if axis is not None and self._answer is not None and self._shows.is_idle:
             at = round(self._viewer.dims.point[axis])
-            self._set_iteration(min(max(at, 0), self._answer.found.iterations))
+            iteration = min(max(at, 0), self._answer.found.iterations)
+            if iteration != self._iteration:
+                self._set_iteration(iteration)
 
     def _set_iteration(self, iteration: int) -> None:
         """Move line and scrubber, and say what there is to say of the iteration."""
