@@ -8,8 +8,10 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import pytest
+import zarr
 from napari.components import ViewerModel
 from napari.utils.notifications import notification_manager
 from npe2 import PluginManifest
@@ -221,6 +223,45 @@ def test_its_own_layers_are_not_offered(
     widget = make(model)
     _inspect(widget, finish)
     assert [widget.layer.itemText(i) for i in range(widget.layer.count())] == ["cells"]
+
+
+@pytest.mark.parametrize("kind", ["dask", "zarr"])
+def test_of_a_lazy_layer_only_the_slice_is_read(
+    model: ViewerModel, make: Make, finish: Finish, cells: Any, kind: str
+) -> None:
+    if kind == "dask":
+        data = da.from_array(cells, chunks=(1, 24, 32))
+    else:
+        data = zarr.array(cells, chunks=(1, 24, 32))
+    model.add_image(data, name="cells", contrast_limits=(0, 255))
+    model.dims.set_point(0, 2)
+    widget = make(model)
+    _inspect(widget, finish)
+    layer = model.layers["cells iterations denoised"]
+    np.testing.assert_allclose(layer.data[0, 0], cells[2], rtol=1e-5)
+
+
+def test_a_multiscale_layer_is_refused_in_words(model: ViewerModel, make: Make) -> None:
+    model.add_image([np.zeros((16, 16)), np.zeros((8, 8))], multiscale=True)
+    widget = make(model)
+    assert "multiscale" in widget.layer_info.text()
+    assert not widget.inspect_button.isEnabled()
+
+
+def test_two_viewers_keep_apart(qtbot: Any, make: Make, finish: Finish, cells: Any) -> None:
+    viewers = ViewerModel(), ViewerModel()
+    widgets = []
+    for viewer in viewers:
+        viewer.add_image(cells, name="cells")
+        widgets.append(make(viewer))
+    widgets[0].inspect()
+    widgets[1].inspect()
+    for widget in widgets:
+        finish(widget)
+    widgets[0].go_to(1)
+    widgets[1].go_to(3)
+    assert [viewer.dims.point[0] for viewer in viewers] == [1, 3]
+    assert [len(viewer.layers) for viewer in viewers] == [5, 5]
 
 
 # --- the iteration --------------------------------------------------------------------------------

@@ -53,9 +53,6 @@ class LearnedPlot(pg.GraphicsView):  # type: ignore[misc]
         self._learned: Learned | None = None
         self._step = 0
         self._layout = pg.GraphicsLayout()
-        self._layout.setContentsMargins(0, 4, 8, 6)
-        self._layout.setSpacing(3)
-        self.setCentralItem(self._layout)
         self._dots: list[pg.ScatterPlotItem] = []
         self._histogram: pg.PlotCurveItem | None = None
         self._image: pg.ImageItem | None = None
@@ -79,11 +76,15 @@ class LearnedPlot(pg.GraphicsView):  # type: ignore[misc]
 
     def _draw(self) -> None:
         learned = self._learned
-        self._layout.clear()
+        # A layout whose items were taken out doesn't give new ones all of its room.
+        self._layout = pg.GraphicsLayout()
+        self._layout.setContentsMargins(0, 4, 8, 6)
+        self._layout.setSpacing(3)
         self._dots = []
         self._histogram = self._image = self._mean = self._box = None
         colours = self._colours
         if learned is None or colours is None:
+            self.setCentralItem(self._layout)
             return
         if isinstance(learned, Curve):
             self._draw_curve(learned, colours)
@@ -91,6 +92,7 @@ class LearnedPlot(pg.GraphicsView):  # type: ignore[misc]
             self._draw_experts(learned, colours)
         else:
             self._draw_scatter(colours)
+        self.setCentralItem(self._layout)
         self.set_step(self._step)
 
     def set_step(self, step: int) -> None:

@@ -228,9 +228,10 @@ def inspect_slice(request: Request, load: Callable[[], Any] = load_inspection) -
     yield Progress(found.iterations, found.iterations, "Preparing the layers")
     limits = {
         "denoised": request.source.display["contrast_limits"],
-        # Of the last image: the noise of the first would drown its edges.
+        # Of the last one: the noise of the first image would drown its edges, and long edges, which
+        # some models begin with, conduct many times as well as short ones.
         "gradient": _limits(found.gradient[-1:]),
-        "diffusivity": _limits(found.diffusivity),
+        "diffusivity": _limits(found.diffusivity[-1:]),
         "flux": _limits(found.flux),
     }
     return Inspected(request, whole, found, limits)
