@@ -270,10 +270,18 @@ class ModelChoice(Choice):
         kept = titles | own
         with QSignalBlocker(self):
             self.set_titles(kept, next(iter(titles)))
+            for at, key in enumerate(kept):
+                self.setItemData(at, self.summary(key), Qt.ItemDataRole.ToolTipRole)
             if own:
                 self._insert_heading(len(titles), "My models")
         if before is not None and before not in kept:
             self.currentIndexChanged.emit(self.currentIndex())
+
+    def summary(self, key: str) -> str:
+        """What a model is for, in a sentence."""
+        if key != DEFAULT_MODEL:
+            return self.cards[key].summary
+        return f"The best model that there is: {self.cards[STANDARD_MODEL].title}."
 
     def _insert_heading(self, at: int, text: str) -> None:
         """A line that can't be chosen."""
@@ -544,9 +552,6 @@ class DiffusionForm(QWidget):
                 label = rows.labelForField(control)
                 if label is not None:
                     label.setToolTip(tip)
-        for at in range(self.model.count()):
-            summary = self._summary(self.model.itemData(at))
-            self.model.setItemData(at, summary, Qt.ItemDataRole.ToolTipRole)
         self.noise_plot.setToolTip(
             "Dots: noise measured in the image, larger where more of the image stands behind it. "
             "Line: the noise model in use."
@@ -756,19 +761,13 @@ class DiffusionForm(QWidget):
         self._advanced_rows.setRowVisible(self.stopping_time, fed)
         for box in (self.iterations, self.map_step):
             box.set_maximum(self._most_iterations(values.model))
-        self.model_info.show_text(self._summary(values.model))
+        self.model_info.show_text(self.model.summary(values.model))
         self._show_noise()
         self._on_edited()
 
     def _most_iterations(self, model: str) -> int:
         key = STANDARD_MODEL if model == DEFAULT_MODEL else model
         return self.model.cards[key].most_iterations or MAX_ITERATIONS
-
-    def _summary(self, model: str) -> str:
-        """What a model is for, in a sentence."""
-        if model != DEFAULT_MODEL:
-            return self.model.cards[model].summary
-        return f"The best model that there is: {self.model.cards[STANDARD_MODEL].title}."
 
     def _on_advanced_toggled(self, is_open: bool) -> None:
         self.advanced_button.setText("▾  Advanced" if is_open else "▸  Advanced")
