@@ -206,14 +206,18 @@ def _list_by_default(context: typer.Context) -> None:
 def list_all() -> None:
     """List the models: what each is for, and how many parameters it has learned."""
     from napari_learned_diffusion.core.user_models import broken_user_models
-    from napari_learned_diffusion.core.zoo import STANDARD_MODEL, list_cards
+    from napari_learned_diffusion.core.zoo import BEST_MODEL, STANDARD_MODEL, list_cards
 
+    defaults = {
+        STANDARD_MODEL: " It is the default on processors.",
+        BEST_MODEL: " It is the default on GPUs.",
+    }
     table = Table(box=None, padding=(0, 2, 1, 0))
     table.add_column("Model", no_wrap=True, style="bold")
     table.add_column("Learned\nparameters", justify="right")
     table.add_column("What it is")
     for card in list_cards():
-        default = " It is the default." if card.key == STANDARD_MODEL else ""
+        default = defaults.get(card.key, "")
         table.add_row(card.key, f"{card.parameters:,}", f"{card.title}. {card.summary}{default}")
     Console().print(table)
     for text in broken_user_models():

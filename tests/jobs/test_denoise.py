@@ -22,6 +22,7 @@ from napari_learned_diffusion.core.errors import (
     UnknownModelError,
 )
 from napari_learned_diffusion.core.zoo import (
+    BEST_MODEL,
     CLASSICAL_MODEL,
     STANDARD_MODEL,
     suitable_model,
@@ -486,7 +487,14 @@ def test_the_default_model_follows_the_settings():
     assert prepare(image, DiffusionConfig(device="cpu")).config.model == STANDARD_MODEL
     classical = DiffusionConfig(device="cpu", contrast=0.5)
     assert prepare(image, classical).config.model == CLASSICAL_MODEL
-    assert suitable_model(DiffusionConfig(model="unet")) == "unet"
+    assert suitable_model(DiffusionConfig(model="unet"), "cpu") == "unet"
+
+
+def test_the_default_model_follows_the_device():
+    assert suitable_model(DiffusionConfig(), "cpu") == STANDARD_MODEL
+    assert suitable_model(DiffusionConfig(), "cuda") == suitable_model(DiffusionConfig(), "mps")
+    assert suitable_model(DiffusionConfig(), "cuda") == BEST_MODEL
+    assert suitable_model(DiffusionConfig(contrast=0.5), "cuda") == CLASSICAL_MODEL
 
 
 def test_more_iterations_than_a_model_has_are_refused_before_anything_is_done():

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from napari_learned_diffusion.config import DiffusionConfig
     from napari_learned_diffusion.core.diffusivity.base import Diffusivity, LearnedDiffusivity
 
-STANDARD_MODEL, CLASSICAL_MODEL = "conductance-unet-s", "perona-malik"
+STANDARD_MODEL, BEST_MODEL = "conductance-unet-s", "conductance-unet"
+CLASSICAL_MODEL = "perona-malik"
 
 Weights: TypeAlias = "Mapping[str, Tensor]"
 
@@ -122,16 +123,17 @@ def list_cards() -> list[ModelCard]:
     return [*(card(key) for key in REGISTRY), *map(_own_card, list_user_models())]
 
 
-def suitable_model(config: DiffusionConfig) -> str:
-    """The key that ``config.model`` means.
+def suitable_model(config: DiffusionConfig, device: str) -> str:
+    """The key that ``config.model`` means on a kind of device, such as ``"cpu"``.
 
-    ``"auto"`` is `STANDARD_MODEL`, but `CLASSICAL_MODEL` where a setting is given that only it has.
+    ``"auto"`` is `STANDARD_MODEL` on processors and `BEST_MODEL` on GPUs; but `CLASSICAL_MODEL` where a
+    setting is given that only it has.
     """
     if config.model != DEFAULT_MODEL:
         return config.model
     if card(CLASSICAL_MODEL).settings & config.changed().keys():
         return CLASSICAL_MODEL
-    return STANDARD_MODEL
+    return STANDARD_MODEL if device == "cpu" else BEST_MODEL
 
 
 def load_model(config: DiffusionConfig) -> Diffusivity:

@@ -291,5 +291,6 @@ def settled(config: DiffusionConfig) -> DiffusionConfig:
     from napari_learned_diffusion.core.device import resolve_device
     from napari_learned_diffusion.core.zoo import suitable_model
 
-    resolve_device(config.device, config.precision)  # better to fail here than in every worker
-    return config.with_(model=suitable_model(config))
+    # Better to fail here than in every worker.
+    device = resolve_device(config.device, config.precision)
+    return config.with_(model=suitable_model(config, device.type))

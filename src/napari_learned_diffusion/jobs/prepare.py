@@ -102,7 +102,7 @@ def prepare(
     requested = config = config or DiffusionConfig()
     rows_columns = check_image(image, plane_axes)
     device = resolve_device(config.device, config.precision)
-    config = config.with_(model=suitable_model(config))
+    config = config.with_(model=suitable_model(config, device.type))
     model = diffusivity_class(config.model)
     _check_model(config)
     indices = list(plane_indices(tuple(image.shape), rows_columns))

@@ -27,7 +27,7 @@ from qtpy.QtWidgets import (
 from napari_learned_diffusion.config import DEFAULT_MODEL, MAX_ITERATIONS, DiffusionConfig
 from napari_learned_diffusion.core.noise import NOISE_MODELS
 from napari_learned_diffusion.core.user_models import is_user_key
-from napari_learned_diffusion.core.zoo import STANDARD_MODEL, list_cards
+from napari_learned_diffusion.core.zoo import BEST_MODEL, STANDARD_MODEL, list_cards
 from napari_learned_diffusion.widgets._form import FormValues, Outputs
 from napari_learned_diffusion.widgets._noise_plot import NoisePlot
 
@@ -281,7 +281,8 @@ class ModelChoice(Choice):
         """What a model is for, in a sentence."""
         if key != DEFAULT_MODEL:
             return self.cards[key].summary
-        return f"The best model that there is: {self.cards[STANDARD_MODEL].title}."
+        standard, best = (self.cards[k].title for k in (STANDARD_MODEL, BEST_MODEL))
+        return f"The one that suits the device: {standard} on processors, {best} on GPUs."
 
     def _insert_heading(self, at: int, text: str) -> None:
         """A line that can't be chosen."""

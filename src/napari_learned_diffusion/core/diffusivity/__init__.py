@@ -18,6 +18,7 @@ REGISTRY: dict[str, str] = {
     "foe-roth-black": "fields_of_experts:RothBlack",
     "unet": "unet:UNet",
     "conductance-unet-s": "conductance_unet:ConductanceUNet",
+    "conductance-unet": "conductance_unet:LargeConductanceUNet",
     "k-automation": "k_automation:KAutomation",
 }
 """Key to ``module:class``, so that listing the models imports no torch."""

@@ -52,8 +52,8 @@ class ConductanceUNet(LearnedDiffusivity):
     key = "conductance-unet-s"
     title = "Conductance U-Net, small"
     summary = (
-        "A neural network looks at the image once and says, edge by edge, where to diffuse. The "
-        "best here, and fast."
+        "A neural network looks at the image once and says, edge by edge, where to diffuse. Nearly "
+        "the best here, and fast."
     )
     reference = "napari-learned-diffusion, docs/research.md"
     stored_in_half = True
@@ -213,7 +213,7 @@ class LargeConductanceUNet(ConductanceUNet):
     title = "Conductance U-Net, large"
     summary = (
         "The small one's wider relative, which looks at the image turned and mirrored in eight "
-        "ways. The best here, and slower."
+        "ways. The best here, and some ten times slower."
     )
     turned = True
 
