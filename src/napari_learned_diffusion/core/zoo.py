@@ -126,8 +126,8 @@ def list_cards() -> list[ModelCard]:
 def suitable_model(config: DiffusionConfig, device: str) -> str:
     """The key that ``config.model`` means on a kind of device, such as ``"cpu"``.
 
-    ``"auto"`` is `STANDARD_MODEL` on processors and `BEST_MODEL` on GPUs; but `CLASSICAL_MODEL` where a
-    setting is given that only it has.
+    ``"auto"`` is `STANDARD_MODEL` on processors and `BEST_MODEL` on GPUs; but `CLASSICAL_MODEL`
+    where a setting is given that only it has.
     """
     if config.model != DEFAULT_MODEL:
         return config.model
