@@ -195,3 +195,45 @@ def test_workers_give_the_same_to_the_bit(tmp_path: Path) -> None:
     for number in range(2):
         one, two = (read(tmp_path / out / f"{number}.tif").data for out in ("one", "two"))
         np.testing.assert_array_equal(one, two)
+
+
+EXAMPLES = """
+import shlex, sys
+from napari_learned_diffusion.cli import app
+if __name__ == "__main__":
+    for line in sys.stdin:
+        app(shlex.split(line)[1:], standalone_mode=False)
+"""
+
+
+def test_the_examples_of_the_page_run(tmp_path: Path) -> None:
+    """One each for a CT series, a tomogram and an OME-Zarr on two processes, as written."""
+    pytest.importorskip("distributed")
+    page = (Path(__file__).parents[1] / "docs" / "batch.md").read_text("utf-8")
+    commands = []
+    for title in ("A CT series", "A cryo-EM tomogram", "An OME-Zarr on several processes"):
+        block = page.split(f"## {title}\n")[1].split("```sh\n")[1].split("```")[0]
+        commands += [line for line in block.splitlines() if line.startswith("napari-learned")]
+    assert len(commands) == 4
+    image = volume(shape=(3, 48, 48))
+    for name in ("patients/01/ct", "patients/02/ct"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        write(tmp_path / name, image, format="dicom")
+    (tmp_path / "tomograms").mkdir()
+    for name in ("tomo_01.mrc", "tomograms/tomo_01.mrc", "tomograms/tomo_02.mrc"):
+        write(tmp_path / name, image)
+    write(tmp_path / "brain.ome.zarr", image)
+    (tmp_path / "run.py").write_text(EXAMPLES)
+    done = subprocess.run(
+        [sys.executable, "run.py"],
+        input="\n".join(commands),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Dashboard: http" in done.stderr
+    for name in ("01/ct", "02/ct", "tomo_01.mrc", "tomo_02.mrc", "brain.ome.zarr"):
+        assert read(tmp_path / "denoised" / name).data.std() < image.data.std()

@@ -57,7 +57,7 @@ from napari_learned_diffusion.jobs.planes import check_image
 from napari_learned_diffusion.jobs.prepare import Prepared, prepare
 from napari_learned_diffusion.jobs.progress import Job, Progress
 
-State = Literal["waiting", "running", "done", "skipped", "failed"]
+State = Literal["waiting", "running", "writing", "done", "skipped", "failed"]
 _FINAL: tuple[State, ...] = ("done", "skipped", "failed")
 
 _PROGRESS_PER_FILE = 1000
@@ -602,6 +602,7 @@ class _Run:
         self._report(file.current("running"), file.planes.index(number), outcome.plane)
 
     def _finish(self, file: _File) -> None:
+        self._report(file.current("writing"))
         self.writing[self.writer.submit(self._write_result, file)] = file
 
     def _write_result(self, file: _File) -> FileStatus:

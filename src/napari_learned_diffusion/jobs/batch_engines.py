@@ -26,6 +26,7 @@ _RETRIES = 3
 """How often a plane is tried again after a worker has died."""
 
 _CONNECT_SECONDS = 15
+_POLL_SECONDS = 0.005
 
 
 @dataclass(frozen=True)
@@ -263,13 +264,14 @@ class ClusterEngine:
             raise LearnedDiffusionError(
                 "The connection to the cluster is lost. Start the same command again to go on."
             )
-        from distributed import wait
-
-        try:
-            with self._client.as_current():
-                return list(wait(list(futures), seconds, "FIRST_COMPLETED").done)
-        except TimeoutError:
-            return []
+        # Not by distributed.wait: it needs the client to be the current one, and meanwhile what
+        # other threads read with dask would be sent to the cluster, too.
+        end = time.monotonic() + seconds
+        while not (done := [future for future in futures if future.done()]):
+            if time.monotonic() >= end:
+                break
+            time.sleep(_POLL_SECONDS)
+        return done
 
     def __enter__(self) -> Self:
         return self

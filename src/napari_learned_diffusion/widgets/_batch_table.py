@@ -39,7 +39,8 @@ FILE, STATE, SLICES, NOISE, TIME, MESSAGE = range(6)
 TITLES = ("File", "State", "Slices", "Noise", "Time", "Message")
 TIPS = (
     "The image, as its result will be called below the output folder.",
-    "Waiting, running, done, skipped because it was done before, failed or stopped.",
+    "Waiting, running, writing the result, done, skipped because it was done before, failed or "
+    "stopped.",
     "Slices that are done, of all.",
     "Noise level before → after, in the units of the image.",
     "Since the file was begun, in seconds.",
@@ -48,7 +49,7 @@ TIPS = (
 _WIDTHS = (110, 58, 54, 84, 50, 320)
 """Of the columns in pixels; the last takes what is left, and the first grows with the names."""
 
-_LONGEST_NAME = 190
+_LONGEST_NAME = 140
 """Width in pixels up to which the first column grows by itself."""
 
 _LINE_LETTERS = 90
@@ -104,9 +105,12 @@ class Row:
     def _message(self) -> str:
         if self.is_stopped or self.status is None:
             return "Goes on from here at the next start." if self.is_stopped else ""
-        # The path stands beside it, and takes the room of what has happened.
+        # The name stands beside it, and would take the room of what has happened.
         path, name = str(self.source.path), PurePosixPath(self.source.name).name
-        return self.status.message.removeprefix(f"{path}: ").replace(path, name)
+        message = self.status.message
+        for start in (f"{path}: ", f"{path} "):
+            message = message.removeprefix(start)
+        return message.replace(path, name)
 
     def _noise(self) -> str:
         status = self.status
@@ -179,7 +183,7 @@ class BatchTable(QAbstractTableModel):
     def stop(self) -> None:
         """The batch has ended before its time: what was running isn't any more."""
         for number, row in enumerate(self.rows):
-            if row.state == "running":
+            if row.state in ("running", "writing"):
                 self._set(number, replace(row, is_stopped=True))
 
     def numbers(self, *states: str) -> list[int]:
@@ -192,6 +196,7 @@ class BatchTable(QAbstractTableModel):
             "failed": QColor(colours.error),
             "done": QColor(colours.accent),
             "running": QColor(colours.accent),
+            "writing": QColor(colours.accent),
         }
         self._changed(0, len(self.rows) - 1)
 
