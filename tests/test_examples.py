@@ -12,7 +12,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from napari_learned_diffusion.files import Volume, read
+from napari_learned_diffusion.files import Volume, read, write
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -87,6 +87,25 @@ def test_denoise_script() -> None:
     text = run("denoise_script.py", "--no-gui", "--slices", 2)
     noisy, denoised = map(float, re.findall(r"error +([\d.]+) HU", text))
     assert denoised < 0.8 * noisy
+
+
+def test_denoise_script_on_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "stack.tif"
+    data = np.random.default_rng(0).normal(100, 10, (2, 32, 40)).astype(np.float32)
+    write(path, Volume(data, "ZYX", (2.0, 1.0, 1.0), ("um",) * 3, "stack"))
+    assert run("denoise_script.py", path, "--no-gui").count("mean 99.65") == 2
+
+
+def test_compare_models(tmp_path: Path) -> None:
+    text = run("compare_models.py", "--no-gui", "--models", "perona-malik", "conductance-unet-s")
+    classical, learned = map(float, re.findall(r"error +([\d.]+)", text))
+    assert learned < classical
+    path = tmp_path / "stack.tif"
+    data = np.random.default_rng(0).normal(100, 10, (2, 32, 40)).astype(np.float32)
+    write(path, Volume(data, "ZYX", (2.0, 1.0, 1.0), ("um",) * 3, "stack"))
+    text = run("compare_models.py", path, "--no-gui", "--models", "perona-malik")
+    assert "noise: " in text
+    assert "error" not in text
 
 
 def test_estimate_noise() -> None:

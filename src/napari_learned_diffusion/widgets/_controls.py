@@ -29,6 +29,8 @@ from napari_learned_diffusion.core.noise import NOISE_MODELS
 from napari_learned_diffusion.core.user_models import is_user_key
 from napari_learned_diffusion.core.zoo import BEST_MODEL, STANDARD_MODEL, list_cards
 from napari_learned_diffusion.widgets._form import FormValues, Outputs
+from napari_learned_diffusion.widgets._help import TITLE as HELP_TITLE
+from napari_learned_diffusion.widgets._help import HelpDialog
 from napari_learned_diffusion.widgets._noise_plot import NoisePlot
 
 if TYPE_CHECKING:
@@ -384,6 +386,7 @@ class DiffusionForm(QWidget):
         self.layer = Choice({})
         self.layer_info = Note()
         self.model = ModelChoice()
+        self.help_button = QPushButton("Help")
         self.model_info = Note()
         self.noise_kind = Choice(NOISE_TITLES)
         self.estimate_button = QPushButton("Estimate")
@@ -420,6 +423,11 @@ class DiffusionForm(QWidget):
         self.map_step = NumberBox(1, MAX_ITERATIONS, is_whole=True, empty="last")
 
     def _lay_out(self) -> None:
+        model_row = QHBoxLayout()
+        model_row.setContentsMargins(0, 0, 0, 0)
+        model_row.setSpacing(6)
+        model_row.addWidget(self.model, 1)
+        model_row.addWidget(self.help_button)
         noise_row = QHBoxLayout()
         noise_row.setContentsMargins(0, 0, 0, 0)
         noise_row.setSpacing(6)
@@ -438,7 +446,7 @@ class DiffusionForm(QWidget):
         self._rows.setContentsMargins(0, 0, 0, 0)
         self._rows.addRow("Layer", self.layer)
         self._rows.addRow(self.layer_info)
-        self._rows.addRow("Model", self.model)
+        self._rows.addRow("Model", model_row)
         self._rows.addRow(self.model_info)
         self._rows.addRow("Noise", noise_row)
         self._rows.addRow("Level", self.noise_sigma)
@@ -480,6 +488,7 @@ class DiffusionForm(QWidget):
         tips = {
             self.layer: "The image layer to denoise. It is never changed.",
             self.model: "How the diffusivity, which decides where is smoothed, is computed.",
+            self.help_button: HELP_TITLE + " A table by kind of image and noise.",
             self.noise_kind: (
                 "What the noise is like.\nAutomatic: found from the data.\nGaussian: equally "
                 "strong everywhere (EM).\nPoisson–Gaussian: grows with the intensity "
@@ -559,6 +568,7 @@ class DiffusionForm(QWidget):
         )
 
     def _connect(self) -> None:
+        self.help_button.clicked.connect(self.show_help)
         self.estimate_button.clicked.connect(self.estimate_clicked)
         self.advanced_button.toggled.connect(self._on_advanced_toggled)
         for choice in (self.model, self.noise_kind, self.scheme):
@@ -579,6 +589,10 @@ class DiffusionForm(QWidget):
             box.changed.connect(self._on_edited)
         for check in self._outputs:
             check.toggled.connect(self._on_outputs_changed)
+
+    def show_help(self) -> None:
+        """Open the table of what to choose for which images."""
+        HelpDialog(self.window()).show()
 
     # --- values -----------------------------------------------------------------------------------
 

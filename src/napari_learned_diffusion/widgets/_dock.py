@@ -25,6 +25,13 @@ _log = logging.getLogger(__name__)
 class DockedWidget(QWidget):
     """A widget that is told when its dock or its window is closed."""
 
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__(parent)
+        # A timer that goes with the widget: Qt may delete it before the event comes.
+        self._hidden = QTimer(self)
+        self._hidden.setSingleShot(True)
+        self._hidden.timeout.connect(self._leave_with_window)
+
     def leave(self) -> None:
         """Stop everything: dock or window were closed."""
         raise NotImplementedError
@@ -39,7 +46,7 @@ class DockedWidget(QWidget):
         super().hideEvent(event)
         if event is not None and not event.spontaneous():
             # Not at once: a dock that is about to float is hidden for a moment, too.
-            QTimer.singleShot(0, self._leave_with_window)
+            self._hidden.start(0)
 
     def _leave_with_window(self) -> None:
         window = self.window()
