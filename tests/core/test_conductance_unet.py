@@ -83,8 +83,10 @@ def test_brightness_makes_no_difference():
     torch.testing.assert_close(edges(model, v + 100), edges(model, v))
 
 
-@pytest.mark.parametrize("model_class", BOTH)
-@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize(
+    ("depth", "model_class"),
+    [(1, ConductanceUNet), (2, ConductanceUNet), (1, LargeConductanceUNet)],
+)
 def test_the_reach_is_tight(depth, model_class):
     model, seen = scrambled(looks=1, depth=depth, model_class=model_class), 0
     with torch.no_grad():

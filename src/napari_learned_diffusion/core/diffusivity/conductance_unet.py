@@ -141,8 +141,9 @@ class ConductanceUNet(LearnedDiffusivity):
     @property
     def reach(self) -> int:
         # Kernels of 6, then 3×3 convolutions: 2 at a half of the resolution, 2 at a quarter, 2 at
-        # an eighth, 2 and 2·depth on the way up; the sampling in between; at the worst pixel.
-        return 45 + 4 * self.depth
+        # an eighth, 2 and 2·depth on the way up; the sampling in between; at the worst pixel. A
+        # turned edge was looked at from its other end.
+        return 45 + 4 * self.depth + self.turned * max(self.reaches)
 
     @property
     def working_maps(self) -> int:
