@@ -44,9 +44,10 @@ from napari_learned_diffusion.core.training import descend, learning_rate, make_
 CLEAR_GAIN = 0.02
 """Decibels on the held-out part from which on a step is better than the starting model."""
 
-MOST_CREDIBLE = 1.0
-"""Decibels that an estimate of the error may gain. More, without a clean image to compare with,
-says that the noise was overestimated: then the estimate rewards smoothing for its own sake."""
+MOST_CREDIBLE, LEAST_KNOWN = 1.0, 0.05
+"""Without a clean image errors are estimated, and wrong by some percent of the noise's variance, as
+that is. Below `LEAST_KNOWN` of it a gain of more than `MOST_CREDIBLE` decibels isn't believed:
+where the noise was overestimated, the estimate rewards smoothing for its own sake."""
 
 WINDOW = 128
 """Largest edge of the windows that the held-out part is looked at in, in pixels."""
@@ -209,7 +210,11 @@ def adapt(
         if (step + 1) % config.every == 0 or step + 1 == config.steps:
             held_out = held.look(model)
             looks_without += 1
-            is_credible = knows_truth(config) or gain(start, held_out) <= MOST_CREDIBLE
+            is_credible = (
+                knows_truth(config)
+                or held_out >= LEAST_KNOWN
+                or gain(start, held_out) <= MOST_CREDIBLE
+            )
             if held_out < best_held_out and is_credible:
                 best, best_step, best_held_out = deepcopy(model.state_dict()), step + 1, held_out
                 looks_without = 0
@@ -227,7 +232,7 @@ def gain(start: float, now: float) -> float:
 
 
 def knows_truth(config: FineTuneConfig) -> bool:
-    """Whether there is a clean image to compare with, so that errors are measured, not estimated."""
+    """Whether there is a clean image, so that errors are measured and not estimated."""
     return config.mode in ("paired", "clean")
 
 
