@@ -40,6 +40,7 @@ def main() -> None:
         "batch": _take_batch,
         "inspect": _take_inspection,
         "check": _take_check,
+        "finetune": _take_fine_tuning,
     }
     parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parent / "images")
     parser.add_argument("--only", nargs="+", choices=parts, default=tuple(parts))
@@ -50,6 +51,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as settings:
         # napari's own settings, not those of whoever runs this
         os.environ["NAPARI_CONFIG"] = str(Path(settings) / "settings.yaml")
+        os.environ["LEARNED_DIFFUSION_MODELS"] = str(Path(settings) / "models")
         for name in options.only:
             parts[name](folder)
 
@@ -143,6 +145,38 @@ def _take_check(folder: Path) -> None:
 def _take_batch(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as data, contextlib.chdir(data):
         _take_batch_window(folder / "batch.png")
+
+
+def _take_fine_tuning(folder: Path) -> None:
+    """The fine-tuning widget while it learns, and when it has learned."""
+    import napari
+    import numpy as np
+
+    from napari_learned_diffusion import sample_data
+    from napari_learned_diffusion.widgets.finetune import FineTuneWidget
+
+    viewer = napari.Viewer(show_welcome_screen=False)
+    data, keywords, _ = sample_data.fluorescence().layer_data()
+    viewer.add_image(data, **keywords)
+    widget = FineTuneWidget(viewer)
+    viewer.window.add_dock_widget(widget, name="Fine-tune a model", area="right")
+    viewer.window.resize(*SIZE)
+    _process_events(1.0)
+    viewer.reset_view()
+    middle = len(data) // 2
+    viewer.dims.set_current_step(0, middle)
+    widget.mode.set_key("noisy")
+    widget.steps.set_value(60)
+    widget.new_regions()
+    top, left, bottom, right = 20, 20, 200, 160
+    corners = [(top, left), (top, right), (bottom, right), (bottom, left)]
+    viewer.layers[-1].add_rectangles([np.array([(middle, y, x) for y, x in corners])])
+    widget.start()
+    _wait(lambda: widget.progress_bar.value() > 600 or not widget.is_working)
+    _take(viewer, folder / "finetune-running.png")
+    _wait(lambda: not widget.is_working)
+    _take(viewer, folder / "finetune-learned.png")
+    viewer.close()
 
 
 def _take_batch_window(path: Path) -> None:

@@ -6,7 +6,7 @@ which step is the best. Training runs the product's own solver, the limiter incl
 model of each slice.
 
 Errors are counted relative to the starting model's in the same slice, so that slices count alike
-however bright or noisy they are, as decibels do.
+however bright or noisy they are, as decibels do; without a clean image, relative to the noise.
 """
 
 from __future__ import annotations
@@ -43,6 +43,11 @@ from napari_learned_diffusion.core.training import descend, learning_rate, make_
 
 CLEAR_GAIN = 0.02
 """Decibels on the held-out part from which on a step is better than the starting model."""
+
+MOST_CREDIBLE, LEAST_KNOWN = 1.0, 0.05
+"""Without a clean image errors are estimated, and wrong by some percent of the noise's variance, as
+that is. Below `LEAST_KNOWN` of it a gain of more than `MOST_CREDIBLE` decibels isn't believed:
+where the noise was overestimated, the estimate rewards smoothing for its own sake."""
 
 WINDOW = 128
 """Largest edge of the windows that the held-out part is looked at in, in pixels."""
@@ -98,7 +103,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class FineTuneStep:
-    """What a step did. Losses are squared errors relative to the starting model's.
+    """What a step did. Losses are squared errors relative to the starting model's, or the noise's.
 
     Parameters
     ----------
@@ -107,7 +112,7 @@ class FineTuneStep:
     loss
         Of this step's patches; NaN of the starting model.
     held_out
-        On the held-out part, about 1 of the starting model; ``None`` where it wasn't looked at.
+        On the held-out part; ``None`` where it wasn't looked at.
     best_step, best_held_out
         The best so far.
     """
@@ -191,7 +196,7 @@ def adapt(
     best = deepcopy(model.state_dict())
     model.eval()
     start = held.begin(model)
-    best_step, best_held_out, looks_without = 0, start, 0
+    best_step, best_held_out, looks_without, is_credible = 0, start, 0, True
     yield FineTuneStep(0, math.nan, start, 0, start)
     for step in range(config.steps):
         if stop is not None and stop():
@@ -205,11 +210,16 @@ def adapt(
         if (step + 1) % config.every == 0 or step + 1 == config.steps:
             held_out = held.look(model)
             looks_without += 1
-            if held_out < best_held_out:
+            is_credible = (
+                knows_truth(config)
+                or held_out >= LEAST_KNOWN
+                or gain(start, held_out) <= MOST_CREDIBLE
+            )
+            if held_out < best_held_out and is_credible:
                 best, best_step, best_held_out = deepcopy(model.state_dict()), step + 1, held_out
                 looks_without = 0
         yield FineTuneStep(step + 1, float(loss.detach()), held_out, best_step, best_held_out)
-        if looks_without >= config.patience:
+        if looks_without >= config.patience or not is_credible:
             break
     model.load_state_dict(best)
 
@@ -219,6 +229,11 @@ def gain(start: float, now: float) -> float:
     if start <= 0:
         return 0.0
     return 10 * math.log10(start / max(now, 0.1 * start))
+
+
+def knows_truth(config: FineTuneConfig) -> bool:
+    """Whether there is a clean image, so that errors are measured and not estimated."""
+    return config.mode in ("paired", "clean")
 
 
 def tuned_parameters(model: LearnedDiffusivity, config: FineTuneConfig) -> list[nn.Parameter]:
@@ -416,6 +431,10 @@ class HeldOut:
 
     def begin(self, model: LearnedDiffusivity) -> float:
         """Set the scales; the error of the starting model, about 1."""
+        if not knows_truth(self.config):
+            # An estimate of an error may be anything, and its scale is the noise's.
+            self.scales = np.array([scene.noise_variance for scene in self.scenes])
+            return self.look(model)
         inside = [scene.learn | scene.held_out for scene in self.scenes]
         most = max(MOST_WINDOWS, len(inside))
         errors, pixels = self._errors(model, windows_of(inside, self.config.seed, most))
@@ -452,7 +471,7 @@ class HeldOut:
         valid = None if scene.valid is None else batch([scene.valid[where]])
         denoise = partial(_denoise, model, self.diffusion, scene.source.model, valid)
         image, weight = scene.image[where], batch([window.weight])
-        if self.config.mode in ("paired", "clean"):
+        if knows_truth(self.config):
             noisy, target = image, scene.target[where] if scene.target is not None else image
             if self.config.mode == "clean":
                 noisy = _with_noise(image, window.weight, scene.source, rng)

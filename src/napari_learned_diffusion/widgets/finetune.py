@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from napari.layers import Image, Labels, Layer, Shapes
 from napari.utils.notifications import show_error
 from napari.utils.theme import get_theme
-from qtpy.QtCore import Qt
+from qtpy.QtCore import QSize, Qt
 from qtpy.QtWidgets import (
     QCheckBox,
     QFileDialog,
@@ -132,6 +132,10 @@ class FineTuneWidget(DockedWidget):
         self._refresh_own()
 
     # --- the window -------------------------------------------------------------------------------
+
+    def sizeHint(self) -> QSize:
+        # Texts that can be wrapped would ask for more width than the form needs.
+        return QSize(FORM_WIDTH, super().sizeHint().height())
 
     def _make_controls(self) -> None:
         self.layer = Choice({})
