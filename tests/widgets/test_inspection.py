@@ -202,6 +202,9 @@ def test_another_slice_takes_the_place_of_the_first(
     assert layer.data.shape == (7, 1, 24, 32)
     assert layer.translate[1] == 2
     np.testing.assert_allclose(layer.data[0, 0], cells[2], rtol=1e-5)
+    widget.count.set_value(2)
+    _inspect(widget, finish)
+    assert model.dims.nsteps[0] == 3
 
 
 def test_the_chosen_map_is_the_visible_one(

@@ -120,6 +120,10 @@ def show_result(
         place.apply(layer)
         if layer.data is not data:
             layer.data = data
+            if not layer.visible:
+                # napari measures a hidden layer anew only when it is moved; until then the sliders
+                # would keep the range of the old data.
+                layer.scale = place.scale
         else:
             layer.refresh()
     return layer
