@@ -77,6 +77,23 @@ def test_patches_are_in_units_of_their_noise():
     assert grey.max() <= 220 + 1e-3
 
 
+def test_photon_noise_is_stabilised_to_a_standard_deviation_of_1():
+    config = TrainingConfig(batch=64, patch=32, noise_range=(10, 10), photon=1.0)
+    clean, noisy, _ = draw_patches(IMAGES.training, config, 0)
+    assert (noisy - clean).std().item() == pytest.approx(1, abs=0.03)
+    values = torch.round(noisy[0] ** 2, decimals=2).unique()
+    assert len(values) < noisy[0].numel() / 2  # whole photons
+
+
+def test_lines_are_bright_on_a_dark_ground():
+    squares = np.kron(np.random.default_rng(0).uniform(30, 220, (8, 8)), np.ones((16, 16)))
+    config = TrainingConfig(batch=8, patch=64, noise_range=(1, 1), lines=1.0)
+    clean, _, _ = draw_patches([squares.astype(np.float32)], config, 0)
+    assert clean.min() >= 0
+    assert clean.max() == pytest.approx(255)
+    assert clean.median() < 0.1 * 255
+
+
 def test_patches_depend_on_the_seed_and_the_step_alone():
     first = draw_patches(IMAGES.training, SHORT, 3)
     np.random.seed(1)  # noqa: NPY002 - nobody else's random numbers matter

@@ -12,14 +12,20 @@ from skimage.io import imsave
 
 from napari_learned_diffusion.config import TrainingConfig
 from napari_learned_diffusion.core.diffusivity import learned_diffusivity_class
+from napari_learned_diffusion.core.diffusivity.conductance_unet import (
+    ConductanceUNet,
+    LargeConductanceUNet,
+)
 from napari_learned_diffusion.core.errors import (
     FileWriteError,
     InvalidImageError,
+    InvalidSettingError,
     UnknownModelError,
 )
-from napari_learned_diffusion.core.weights import read_model
+from napari_learned_diffusion.core.operators import Stencil
+from napari_learned_diffusion.core.weights import read_model, write_model
 from napari_learned_diffusion.jobs.progress import run
-from napari_learned_diffusion.jobs.train import Trained, train
+from napari_learned_diffusion.jobs.train import Trained, _begin_with, train
 
 CONFIG = TrainingConfig(steps=4, batch=2, patch=16, iterations=2, seed=5)
 SMALL = {"experts": 4, "size": 3, "iterations": 2}
@@ -114,3 +120,17 @@ def test_an_output_that_can_not_be_made_is_refused(folder, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(FileWriteError, match="can't be made"):
         run(start(folder, tmp_path / "file"))
+
+
+def test_a_wider_model_begins_by_doing_what_the_narrow_one_did(tmp_path):
+    torch.manual_seed(0)
+    narrow, path = ConductanceUNet(width=4, depth=1), tmp_path / "narrow.safetensors"
+    write_model(path, narrow)
+    wide = LargeConductanceUNet(width=6, depth=1).train()
+    wide.load_state_dict(_begin_with(path, wide))
+    v = 3 * torch.randn(1, 1, 24, 24)
+    stencil = Stencil(narrow.offsets(0))
+    expected = read_model(path, ConductanceUNet).conductances(v, stencil, None, 0)
+    torch.testing.assert_close(wide.conductances(v, stencil, None, 0), expected)
+    with pytest.raises(InvalidSettingError, match="architecture"):
+        _begin_with(path, LargeConductanceUNet(width=3, depth=1))
