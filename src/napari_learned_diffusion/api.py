@@ -172,7 +172,7 @@ def orientation(
 
     from the conductances :math:`g_e` of its edges in the directions :math:`e`, weighted so that
     equal conductances favour no direction. Models whose edges join four neighbours, which are all
-    but ``conductance-unet-s``, tell only horizontal from vertical.
+    but the Conductance U-Nets, tell only horizontal from vertical.
 
     Parameters
     ----------

@@ -54,7 +54,7 @@ class DiffusionConfig:
     ----------
     model
         Key of the diffusivity; `napari_learned_diffusion.list_models` lists them. ``"auto"``: the
-        best that there is, see `core.zoo.suitable_model`.
+        one that suits the device, see `core.zoo.suitable_model`.
     iterations
         Number of diffusion steps, at least 0.
     noise
