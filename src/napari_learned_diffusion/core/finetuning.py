@@ -44,7 +44,7 @@ from napari_learned_diffusion.core.training import descend, learning_rate, make_
 CLEAR_GAIN = 0.02
 """Decibels on the held-out part from which on a step is better than the starting model."""
 
-MOST_CREDIBLE, LEAST_KNOWN = 1.0, 0.05
+MOST_CREDIBLE, LEAST_KNOWN = 0.25, 0.1
 """Without a clean image errors are estimated, and wrong by some percent of the noise's variance, as
 that is. Below `LEAST_KNOWN` of it a gain of more than `MOST_CREDIBLE` decibels isn't believed:
 where the noise was overestimated, the estimate rewards smoothing for its own sake."""
