@@ -18,6 +18,7 @@ from napari_learned_diffusion.core.errors import InvalidSettingError
 from napari_learned_diffusion.core.operators import Stencil
 from napari_learned_diffusion.core.schemes import Explicit
 from napari_learned_diffusion.core.solve import iterate
+from napari_learned_diffusion.core.user_models import PREFIX
 
 
 def scrambled(seed: int, size: float = 0.1) -> KAutomation:
@@ -97,11 +98,21 @@ def bundled(monkeypatch) -> KAutomation:
     return model
 
 
-def test_the_suggestion_is_the_geometric_mean_over_the_planes(bundled):
+OWN = PREFIX + "scanner"
+
+
+@pytest.fixture
+def own(monkeypatch) -> KAutomation:
+    model = scrambled(3)
+    monkeypatch.setattr(zoo, "load_user_model", lambda _: model)
+    return model
+
+
+def test_the_suggestion_is_the_geometric_mean_over_the_planes(own):
     v = planes(3)
-    found = KAutomation.suggest(v[:, 0].double().numpy())
+    found = KAutomation.suggest(v[:, 0].double().numpy(), OWN)
     contrast, stopping_time, presmooth_sigma = (
-        x.detach().log().mean().exp().item() for x in bundled.choose(v)
+        x.detach().log().mean().exp().item() for x in own.choose(v)
     )
     assert found.contrast == pytest.approx(contrast, rel=1e-4)
     assert found.stopping_time == pytest.approx(stopping_time, rel=1e-4)
@@ -109,14 +120,28 @@ def test_the_suggestion_is_the_geometric_mean_over_the_planes(bundled):
     assert found.iterations == max(1, round(found.stopping_time / found.tau))
 
 
-def test_invalid_pixels_count_as_the_mean_of_the_others(bundled):
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_the_package_s_network_can_only_lower_k(monkeypatch, bundled, factor):
+    v = planes(1)[:, 0].double().numpy()
+    classical = PeronaMalik.suggest(v)
+    wanted = factor * classical.contrast, 3.0, PRESMOOTHING[0]
+    monkeypatch.setattr(bundled, "choose", lambda _: tuple(torch.tensor([x]) for x in wanted))
+    found = KAutomation.suggest(v)
+    if factor > 1:
+        assert found == classical
+    else:
+        assert (found.contrast, found.stopping_time) == pytest.approx(wanted[:2])
+        assert found.presmooth_sigma == classical.presmooth_sigma > PRESMOOTHING[0]
+
+
+def test_invalid_pixels_count_as_the_mean_of_the_others(own):
     v = planes(1)[:, 0].double().numpy()
     v[0, 3:6, 4:9] = np.nan
     filled = np.where(np.isnan(v), np.nanmean(v), v)
-    assert KAutomation.suggest(v).contrast == pytest.approx(
-        KAutomation.suggest(filled).contrast, rel=1e-5
+    assert KAutomation.suggest(v, OWN).contrast == pytest.approx(
+        KAutomation.suggest(filled, OWN).contrast, rel=1e-5
     )
-    nothing = KAutomation.suggest(np.full((1, 9, 9), np.nan))
+    nothing = KAutomation.suggest(np.full((1, 9, 9), np.nan), OWN)
     assert math.isfinite(nothing.contrast)
     assert nothing.contrast > 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import copy
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Self
 
@@ -15,7 +16,7 @@ from torch.nn.functional import max_pool2d, relu
 from napari_learned_diffusion.config import DiffusionConfig, Function
 from napari_learned_diffusion.core.diffusivity.base import LearnedDiffusivity, Suggestion
 from napari_learned_diffusion.core.diffusivity.layers import contrast_convolution
-from napari_learned_diffusion.core.diffusivity.perona_malik import FUNCTIONS
+from napari_learned_diffusion.core.diffusivity.perona_malik import FUNCTIONS, PeronaMalik
 from napari_learned_diffusion.core.errors import InvalidSettingError
 from napari_learned_diffusion.core.operators import Stencil, gradient
 from napari_learned_diffusion.core.presmoothing import kernel_radius, presmooth, presmooth_each
@@ -44,6 +45,11 @@ class KAutomation(LearnedDiffusivity):
     are shown and can be overruled, the same in every tile. In the paper K is found anew in every
     step, the stopping time is fixed and beyond the stable one, there is no presmoothing, and
     :math:`K_0 = 1`; in stabilised units most planes need a smaller K.
+
+    In textures the least squared error comes with a high K and a short time, which leave noise
+    behind. So the suggestion is the network's where it diffuses more cautiously than the law of
+    `PeronaMalik.suggest`, and that law's elsewhere; the network of a fine-tuned model always has
+    its way.
 
     The network is the paper's: two convolutions of 32 and 64 channels, four blocks of two separable
     convolutions (16, 32, 64, 128) with a shortcut and pooling, one separable convolution of 1024,
@@ -108,7 +114,9 @@ class KAutomation(LearnedDiffusivity):
 
     @classmethod
     def suggest(cls, v: NDArray[np.floating[Any]], model: str = "") -> Suggestion:
-        """What the network chooses, the geometric mean over the planes."""
+        """What the network chooses, the geometric mean over the planes, if K is no higher than the
+        classical choice."""
+        from napari_learned_diffusion.core.user_models import is_user_key
         from napari_learned_diffusion.core.zoo import trained_model  # which knows this class
 
         trained = trained_model(cls, model).eval()
@@ -121,12 +129,15 @@ class KAutomation(LearnedDiffusivity):
         contrast, stopping_time, presmooth_sigma = (
             torch.stack(chosen).mean(dim=0).exp().flatten().tolist()
         )
-        return Suggestion(
-            stopping_time=stopping_time,
-            tau=TAU,
-            contrast=contrast,
-            presmooth_sigma=presmooth_sigma,
-        )
+        learned = Suggestion(stopping_time, TAU, contrast, presmooth_sigma)
+        if is_user_key(model):
+            return learned
+        classical = PeronaMalik.suggest(v)
+        assert classical.contrast is not None
+        assert classical.presmooth_sigma is not None
+        if contrast > classical.contrast:
+            return classical
+        return replace(learned, presmooth_sigma=max(presmooth_sigma, classical.presmooth_sigma))
 
     @property
     def reach(self) -> int:
