@@ -33,6 +33,10 @@ PRESMOOTHING = 0.35, 0.85
 
 TAU = 0.1
 
+BOUND_BELOW = 0.55
+"""Classical contrast parameter below which the network may only lower it. Above, where the noise is
+weak or everything is texture, a higher one costs nothing of Q (on held-out training images)."""
+
 
 class KAutomation(LearnedDiffusivity):
     r"""A network looks at the noisy plane once and sets the diffusion up (KA of [1]_).
@@ -47,9 +51,8 @@ class KAutomation(LearnedDiffusivity):
     :math:`K_0 = 1`; in stabilised units most planes need a smaller K.
 
     In textures the least squared error comes with a high K and a short time, which leave noise
-    behind. So the suggestion is the network's where it diffuses more cautiously than the law of
-    `PeronaMalik.suggest`, and that law's elsewhere; the network of a fine-tuned model always has
-    its way.
+    behind. So where the law of `PeronaMalik.suggest` finds a low K, and the network a higher one,
+    the law's settings are suggested; the network of a fine-tuned model always has its way.
 
     The network is the paper's: two convolutions of 32 and 64 channels, four blocks of two separable
     convolutions (16, 32, 64, 128) with a shortcut and pooling, one separable convolution of 1024,
@@ -114,8 +117,7 @@ class KAutomation(LearnedDiffusivity):
 
     @classmethod
     def suggest(cls, v: NDArray[np.floating[Any]], model: str = "") -> Suggestion:
-        """What the network chooses, the geometric mean over the planes, if K is no higher than the
-        classical choice."""
+        """What the network chooses, the geometric mean over the planes, or the classical choice."""
         from napari_learned_diffusion.core.user_models import is_user_key
         from napari_learned_diffusion.core.zoo import trained_model  # which knows this class
 
@@ -135,7 +137,7 @@ class KAutomation(LearnedDiffusivity):
         classical = PeronaMalik.suggest(v)
         assert classical.contrast is not None
         assert classical.presmooth_sigma is not None
-        if contrast > classical.contrast:
+        if BOUND_BELOW > classical.contrast < contrast:
             return classical
         return replace(learned, presmooth_sigma=max(presmooth_sigma, classical.presmooth_sigma))
 
