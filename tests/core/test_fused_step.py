@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
@@ -18,6 +20,15 @@ STENCILS = [
     *(Stencil(((r, 0), (0, r), (r, r), (r, -r))) for r in (1, 2, 4)),
 ]
 SHAPES = [(2, 13, 17), (1, 3, 40), (1, 5, 2), (1, 1, 1), (3, 400, 150)]
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> Iterator[None]:
+    """Large images are then worked on in bands, however many processors there are."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
 
 
 def fields(
