@@ -114,7 +114,7 @@ def bound_answers(model: ConductanceUNet) -> None:
 VARIANTS = {
     "base": Variant("one look, 4 steps of reach 4, 2, 1, 1, width 32"),
     "turned": Variant(
-        "trained in the same way, then looks turned and mirrored in eight ways",
+        "trained in the same way, then looks turned in four ways",
         {"width": 32},
         model_class=LargeConductanceUNet,
     ),

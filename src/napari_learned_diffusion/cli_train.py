@@ -44,6 +44,7 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "correlated": (_TRAINING, "Part of the patches whose noise is correlated, from 0 to 1."),
     "photon": (_TRAINING, "Part of the patches whose noise is that of photons, from 0 to 1."),
     "lines": (_TRAINING, "Part of the patches that show the edges of an image, from 0 to 1."),
+    "turned": (_TRAINING, "Look at the image in all orientations in training, too: slower."),
     "learning_rate": (_TRAINING, "Highest learning rate."),
     "mixed": (_COMPUTING, "Look at the image in bfloat16: faster on many processors."),
     "seed": (_TRAINING, "Of the first parameters, the patches and their noise."),

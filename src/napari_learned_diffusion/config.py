@@ -219,6 +219,9 @@ class TrainingConfig:
     lines
         Part of the patches, from 0 to 1, that show the edges of an image instead of the image: thin
         bright lines on a dark ground, as fluorescence does.
+    turned
+        Whether a model that looks at the image in several orientations does so in training, at so
+        many times the cost; by default it looks once.
     learning_rate
         Highest one; it rises over the first fifth of the steps and falls to 0 along a cosine.
     mixed
@@ -236,6 +239,7 @@ class TrainingConfig:
     correlated: float = 0.0
     photon: float = 0.0
     lines: float = 0.0
+    turned: bool = False
     learning_rate: float = 2e-3
     mixed: bool = False
     seed: int = 0

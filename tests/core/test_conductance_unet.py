@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_learned_diffusion.config import Gaussian
+from napari_learned_diffusion.config import Gaussian, TrainingConfig
 from napari_learned_diffusion.core.diffusivity.conductance_unet import (
     ALIGNMENT,
     ConductanceUNet,
@@ -18,6 +19,7 @@ from napari_learned_diffusion.core.errors import InvalidSettingError
 from napari_learned_diffusion.core.operators import Stencil
 from napari_learned_diffusion.core.schemes import Explicit
 from napari_learned_diffusion.core.solve import iterate, solve
+from napari_learned_diffusion.core.training import TrainingImages, fit
 from napari_learned_diffusion.core.weights import read_model, write_model
 
 BOTH = [ConductanceUNet, LargeConductanceUNet]
@@ -115,6 +117,24 @@ def test_in_training_the_large_one_looks_once():
     small = scrambled(model_class=ConductanceUNet)
     torch.testing.assert_close(edges(model.train(), u), edges(small, u))
     assert not torch.allclose(edges(model.eval(), u), edges(small, u))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_training_can_look_at_all_orientations(monkeypatch, turned):
+    model = LargeConductanceUNet(width=2, depth=1)
+    seen = []
+    monkeypatch.setattr(
+        model.networks[0],
+        "forward",
+        lambda *given, forward=model.networks[0].forward: seen.append(1) or forward(*given),
+    )
+    image = np.linspace(0, 255, 32 * 32, dtype=np.float32).reshape(32, 32)
+    images = TrainingImages((image,), (image,), ())
+    config = TrainingConfig(steps=1, batch=1, patch=16, iterations=4, turned=turned)
+    loop = fit(model, images, config, every=2)
+    monkeypatch.setattr("napari_learned_diffusion.core.training.validate", lambda *_: {})
+    assert [step.step for step in loop] == [1]
+    assert len(seen) == (4 if turned else 1)
 
 
 def test_edges_get_shorter_after_each_look():

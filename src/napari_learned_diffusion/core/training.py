@@ -190,7 +190,8 @@ def fit(
         clean, noisy, noise_sigma = (
             t[rank::number].to(device) for t in draw_patches(images.training, config, step)
         )
-        model.train()
+        # There is nothing else that the models do otherwise in training.
+        model.train(not config.turned)
         loss: Tensor = objective(clean, noisy, noise_sigma)
         # What the processes agree on, so that all of them stop.
         mean_loss = mean_over_processes(loss.detach())

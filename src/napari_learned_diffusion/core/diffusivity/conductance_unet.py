@@ -58,8 +58,8 @@ class ConductanceUNet(LearnedDiffusivity):
     reference = "napari-learned-diffusion, docs/research.md"
     stored_in_half = True
     last_layers = ("merge_fine", "head")
-    turned: ClassVar[bool] = False
-    """Whether the networks look at the image turned and mirrored in all eight ways."""
+    orientations: ClassVar[int] = 1
+    """In how many of `TURNS` the networks look at the image."""
 
     def __init__(
         self, width: int = 32, looks: int = 1, steps: int = 4, reach: int = 4, depth: int = 2
@@ -117,8 +117,8 @@ class ConductanceUNet(LearnedDiffusivity):
 
     @property
     def _turns(self) -> tuple[Turn, ...]:
-        # Training turns its patches at random, which comes to the same.
-        return TURNS if self.turned and not self.training else TURNS[:1]
+        # Training turns its patches at random, which comes to nearly the same.
+        return TURNS[: 1 if self.training else self.orientations]
 
     def offsets(self, step: int) -> tuple[Offset, ...]:
         r = self.reaches[step % len(self.reaches)]
@@ -143,11 +143,11 @@ class ConductanceUNet(LearnedDiffusivity):
         # Kernels of 6, then 3×3 convolutions: 2 at a half of the resolution, 2 at a quarter, 2 at
         # an eighth, 2 and 2·depth on the way up; the sampling in between; at the worst pixel. A
         # turned edge was looked at from its other end.
-        return 45 + 4 * self.depth + self.turned * max(self.reaches)
+        return 45 + 4 * self.depth + (self.orientations > 1) * max(self.reaches)
 
     @property
     def working_maps(self) -> int:
-        # Measured on 1024²: 99 with 32 channels, 119 with 40; each is a quarter of a map.
+        # Measured on 1024²: 99 with 32 channels and one look, 175 with 64 and four.
         return 20 + 5 * self.width // 2
 
 
@@ -205,21 +205,21 @@ class _Block(nn.Module):
 class LargeConductanceUNet(ConductanceUNet):
     r"""The same, wider, and with no favourite direction.
 
-    Its networks look at the image turned and mirrored in all eight ways, and an edge gets the mean
-    of what they say of it. So turning the image turns the result, exactly where the size is a
-    multiple of 8 pixels.
+    Its networks look at the image turned in all four ways, and an edge gets the mean of what they
+    say of it. So turning the image turns the result, exactly where the size is a multiple of 8
+    pixels.
     """
 
     key = "conductance-unet"
     title = "Conductance U-Net, large"
     summary = (
-        "The small one's wider relative, which looks at the image turned and mirrored in eight "
-        "ways. The best here, and some ten times slower."
+        "The small one's wider relative, which looks at the image turned in four ways. The best "
+        "here, and some ten times slower."
     )
-    turned = True
+    orientations = 4
 
     def __init__(
-        self, width: int = 40, looks: int = 1, steps: int = 4, reach: int = 4, depth: int = 2
+        self, width: int = 64, looks: int = 1, steps: int = 4, reach: int = 4, depth: int = 2
     ) -> None:
         super().__init__(width, looks, steps, reach, depth)
 

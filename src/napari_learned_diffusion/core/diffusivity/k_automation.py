@@ -33,9 +33,9 @@ PRESMOOTHING = 0.35, 0.85
 
 TAU = 0.1
 
-BOUND_BELOW = 0.55
-"""Classical contrast parameter below which the network may only lower it. Above, where the noise is
-weak or everything is texture, a higher one costs nothing of Q (on held-out training images)."""
+SMOOTH = 0.55
+"""Classical contrast parameter of planes that are too rough for the network: where the noise is
+weak or everything is texture, it does worse than the law (on held-out training images)."""
 
 
 class KAutomation(LearnedDiffusivity):
@@ -51,8 +51,9 @@ class KAutomation(LearnedDiffusivity):
     :math:`K_0 = 1`; in stabilised units most planes need a smaller K.
 
     In textures the least squared error comes with a high K and a short time, which leave noise
-    behind. So where the law of `PeronaMalik.suggest` finds a low K, and the network a higher one,
-    the law's settings are suggested; the network of a fine-tuned model always has its way.
+    behind. So the suggestion is the network's where the plane is smooth and the network's K is no
+    higher than by the law of `PeronaMalik.suggest`, else that law's. The network of a fine-tuned
+    model always has its way.
 
     The network is the paper's: two convolutions of 32 and 64 channels, four blocks of two separable
     convolutions (16, 32, 64, 128) with a shortcut and pooling, one separable convolution of 1024,
@@ -137,9 +138,10 @@ class KAutomation(LearnedDiffusivity):
         classical = PeronaMalik.suggest(v)
         assert classical.contrast is not None
         assert classical.presmooth_sigma is not None
-        if BOUND_BELOW > classical.contrast < contrast:
-            return classical
-        return replace(learned, presmooth_sigma=max(presmooth_sigma, classical.presmooth_sigma))
+        if contrast <= classical.contrast < SMOOTH:
+            sigma = max(presmooth_sigma, classical.presmooth_sigma)
+            return replace(learned, presmooth_sigma=sigma)
+        return classical
 
     @property
     def reach(self) -> int:

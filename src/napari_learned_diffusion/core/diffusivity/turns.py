@@ -1,4 +1,4 @@
-"""The eight ways to turn and mirror an image, and how maps of edges are turned back."""
+"""The four ways to turn an image, and how maps of edges are turned back."""
 
 from __future__ import annotations
 
@@ -12,28 +12,23 @@ from napari_learned_diffusion.core.operators import Offset
 
 @dataclass(frozen=True)
 class Turn:
-    """Quarter turns of the last two axes, then a reflection of the columns or none.
+    """Quarter turns of the last two axes.
 
     Parameters
     ----------
     quarters
         Number of quarter turns, counter-clockwise on the screen.
-    mirrored
-        Whether left and right change places after that.
     """
 
     quarters: int
-    mirrored: bool
 
     def image(self, image: Tensor) -> Tensor:
         """The image turned, ``(..., h, w)`` or ``(..., w, h)``."""
-        turned = torch.rot90(image, self.quarters, (-2, -1))
-        return turned.flip(-1) if self.mirrored else turned
+        return torch.rot90(image, self.quarters, (-2, -1))
 
     def image_back(self, image: Tensor) -> Tensor:
         """What `image` made of an image, turned back."""
-        straight = image.flip(-1) if self.mirrored else image
-        return torch.rot90(straight, -self.quarters, (-2, -1))
+        return torch.rot90(image, -self.quarters, (-2, -1))
 
     def edges_back(self, field: Tensor, offsets: tuple[Offset, ...]) -> Tensor:
         """A field on the edges of the turned image as one on the edges of the image itself.
@@ -58,12 +53,10 @@ class Turn:
 
     def _back(self, offset: Offset) -> Offset:
         dy, dx = offset
-        if self.mirrored:
-            dx = -dx
         for _ in range(self.quarters):
             dy, dx = dx, -dy
         return dy, dx
 
 
-TURNS = tuple(Turn(quarters, mirrored) for mirrored in (False, True) for quarters in range(4))
-"""All eight, the one that changes nothing first."""
+TURNS = tuple(Turn(quarters) for quarters in range(4))
+"""All four, the one that changes nothing first."""
