@@ -407,6 +407,10 @@ def _coherence(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """First singular value and coherence of each patch's gradients; 0 where there is no gradient.
 
+    One Jacobi rotation makes the two columns of a matrix orthogonal, and then their lengths are its
+    singular values. That is as exact as a decomposition, several times as fast, and unlike the
+    eigenvalues of the 2 x 2 matrix of products it keeps a second value that is nearly 0.
+
     Parameters
     ----------
     gy, gx
@@ -414,10 +418,13 @@ def _coherence(
     smallest
         ``(n,)``; up to here a first singular value is none.
     """
-    matrices = np.stack([gy.reshape(len(gy), -1), gx.reshape(len(gx), -1)], axis=-1)
-    s1, s2 = np.linalg.svd(matrices, compute_uv=False).T
-    total = np.where(s1 > smallest, s1 + s2, np.inf)
-    return s1, (s1 - s2) / total
+    y, x = gy.reshape(len(gy), -1), gx.reshape(len(gx), -1)
+    yy, xx, xy = (np.einsum("np,np->n", *pair) for pair in ((y, y), (x, x), (x, y)))
+    angle = np.arctan2(2 * xy, xx - yy)[:, None] / 2
+    cosine, sine = np.cos(angle), np.sin(angle)
+    s1 = np.linalg.norm(cosine * x + sine * y, axis=1)
+    s2 = np.linalg.norm(cosine * y - sine * x, axis=1)
+    return s1, (s1 - s2) / np.where(s1 > smallest, s1 + s2, np.inf)
 
 
 def autocorrelation(residual: ArrayLike, *, reach: int = 5) -> NDArray[np.float64]:
