@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from napari_learned_diffusion.config import DiffusionConfig, FineTuneConfig
 from napari_learned_diffusion.core.errors import InvalidImageError, InvalidSettingError
 from napari_learned_diffusion.jobs.progress import Job, Progress
+from napari_learned_diffusion.widgets._imports import import_module
 from napari_learned_diffusion.widgets._layers import Source
 from napari_learned_diffusion.widgets._tasks import pausable
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def load_jobs() -> Any:
     """The module of the job. Importing it imports torch, so this is called in a worker."""
-    return importlib.import_module("napari_learned_diffusion.jobs.finetune")
+    return import_module("napari_learned_diffusion.jobs.finetune")
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,13 @@ loads a library: no other thread runs for most of a second. A foreign function t
 through ctypes runs without the lock, and the system's own loader is one. What it has loaded is
 there already when torch is imported. What remains is seconds of Python code, with so many new
 objects that the garbage collector goes through all of napari's several times; so it waits, and
-meanwhile the threads take turns more often than usual.
+meanwhile the threads take turns more often than usual. Afterwards the new objects count as old ones
+at once, for the first look at all of them would stop the window for a quarter of a second.
+
+torch's threads wait for each other many times in a step, and usually they keep a processor busy
+while they wait. Where the window or another program needs one, each wait then lasts as long as the
+system lets that other program run, and a step takes ten times as long. So they sleep while they
+wait, unless the user's environment says how they should.
 """
 
 from __future__ import annotations
@@ -48,6 +54,7 @@ def import_module(name: str) -> Any:
 
 def _load_libraries() -> None:
     """Load torch's libraries while other threads go on. It does no harm where that fails."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when the first of them is loaded
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return
@@ -61,7 +68,7 @@ def _load_libraries() -> None:
 
 @contextmanager
 def _window_first() -> Iterator[None]:
-    """No garbage collection, and short turns."""
+    """No garbage collection, and short turns; what is there at the end counts as old."""
     turn, collects = sys.getswitchinterval(), gc.isenabled()
     sys.setswitchinterval(min(turn, _TURN))
     gc.disable()
@@ -69,5 +76,7 @@ def _window_first() -> Iterator[None]:
         yield
     finally:
         sys.setswitchinterval(turn)
+        gc.freeze()
+        gc.unfreeze()  # among the oldest objects
         if collects:
             gc.enable()
