@@ -241,10 +241,33 @@ def test_the_wipe_shows_both_sides_of_an_edge(
         np.testing.assert_allclose(shown[:, :edge], before[:, :edge], rtol=1e-6)
         np.testing.assert_allclose(shown[:, edge:], after[:, edge:], rtol=1e-6)
     qtbot.mouseClick(widget.wipe_button, Qt.MouseButton.LeftButton)
-    assert [layer.name for layer in model.layers] == ["truth", "cells", "cells denoised"]
+    wipe = model.layers["cells wipe"]
+    assert not wipe.visible
+    assert widget.input.findText(wipe.name) == -1
+    model.dims.set_point(0, 1)
+    _check(widget, finish)
+    model.add_image(truth, name="on top")
     widget.wipe_button.setChecked(True)
-    model.layers.remove("cells wipe")
+    assert model.layers[-1] is wipe
+    assert wipe.visible
+    assert wipe.extent.world[0, 0] == wipe.extent.world[1, 0] == 1
+    model.layers.remove(wipe)
     assert not widget.wipe_button.isChecked()
+
+
+def test_the_wipe_of_another_input_takes_the_place_of_the_first(
+    model: ViewerModel, make: Make, finish: Finish, truth: Any
+) -> None:
+    _fill(model, truth)
+    widget = make(model)
+    _check(widget, finish)
+    widget.wipe_button.setChecked(True)
+    widget.input.set_key(model.layers["truth"].unique_id)
+    assert not model.layers["cells wipe"].visible
+    _check(widget, finish)
+    widget.wipe_button.setChecked(True)
+    wipes = [layer for layer in model.layers if layer.name.endswith("wipe")]
+    assert [layer.name for layer in wipes] == ["truth wipe"]
 
 
 # --- exporting ------------------------------------------------------------------------------------

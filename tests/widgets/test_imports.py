@@ -30,7 +30,6 @@ assert torch.ones(2).sum() == 2
 """
 
 
-
 WAITING = """
 import os
 from napari_learned_diffusion.widgets import _imports

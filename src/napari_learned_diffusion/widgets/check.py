@@ -225,6 +225,7 @@ class CheckWidget(DockedWidget):
         self._export.cancel()
         self.side_button.setChecked(False)
         self.wipe_button.setChecked(False)
+        self._wipe.remove()
 
     def _on_theme(self) -> None:
         colours = Colours.of(get_theme(self._viewer.theme))
