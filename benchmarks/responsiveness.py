@@ -181,6 +181,13 @@ def add_layer(bench: Bench) -> None:
         bench.rest(0.5)
 
 
+def add_axis(bench: Bench) -> None:
+    """Adding an image layer with one more axis with napari alone, for comparison."""
+    with bench.clock.running(bench.explain):
+        bench.viewer.add_image(bench.data[np.newaxis])
+        bench.rest(0.5)
+
+
 def _inspection_widget(bench: Bench) -> Any:
     from napari_learned_diffusion.widgets.inspection import InspectionWidget
 
@@ -280,6 +287,7 @@ def _check(bench: Bench, widget: Any) -> None:
 SCENARIOS: dict[str, tuple[str, Callable[[Bench], None]]] = {
     "napari-scroll": ("napari alone: scrolling", scroll_without),
     "napari-add": ("napari alone: adding an image layer", add_layer),
+    "napari-axis": ("napari alone: adding an image layer with a new axis", add_axis),
     "estimate": (
         "Denoise: the first estimate, which imports torch",
         _with_widget(_estimate),

@@ -141,6 +141,24 @@ def test_each_map_becomes_a_stack_of_iterations(
     assert [layer.visible for layer in model.layers] == [True, False, False, False, True]
 
 
+def test_what_is_looked_at_and_selected_stays(
+    model: ViewerModel, make: Make, finish: Finish, cells: Any
+) -> None:
+    model.add_image(cells, name="cells")
+    model.add_image(cells, name="other")
+    camera = model.scene.camera
+    camera.update({"center": (0.0, 5.0, 7.0), "zoom": 40.0})
+    model.layers.selection.update({model.layers["cells"], model.layers["other"]})
+    seen: list[Any] = []
+    model.layers.selection.events.changed.connect(seen.append)
+    widget = make(model)
+    widget.layer.set_key(model.layers["cells"].unique_id)
+    _inspect(widget, finish)
+    assert (camera.center, camera.zoom) == ((0.0, 5.0, 7.0), 40.0)
+    assert model.layers.selection == {model.layers["cells"], model.layers["other"]}
+    assert not seen
+
+
 def test_maps_of_a_2d_layer(model: ViewerModel, make: Make, finish: Finish, cells: Any) -> None:
     model.add_image(cells[0], name="cells", scale=(2, 1), translate=(5, 6))
     widget = make(model)

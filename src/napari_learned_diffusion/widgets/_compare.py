@@ -10,6 +10,7 @@ from napari.layers import Image, Layer
 from numpy.typing import NDArray
 
 from napari_learned_diffusion.widgets._layers import find_layer
+from napari_learned_diffusion.widgets._results import selection_kept
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
@@ -109,9 +110,8 @@ class Wipe:
             **source.display,
         )
         self.layer_id, self._source_id = layer.unique_id, source.layer_id
-        active = layers.selection.active
-        layers.append(layer)
-        layers.selection.active = active
+        with selection_kept(layers):
+            layers.append(layer)
 
     def move_to(self, share: float) -> None:
         """Put the edge where so much of the width, from 0 to 1, is on its left."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from napari.layers import Image
@@ -110,10 +111,8 @@ def show_result(
         if look is source.display:
             layer.contrast_limits_range = source.contrast_limits_range
             layer.contrast_limits = source.display["contrast_limits"]
-        active = layers.selection.active
-        layers.insert(position(layers, source, role), layer)
-        if not is_selected:
-            layers.selection.active = active
+        with nullcontext() if is_selected else selection_kept(layers):
+            layers.insert(position(layers, source, role), layer)
     else:
         # Name, colours and contrast stay as the user has set them since.
         layer.metadata = metadata
@@ -127,6 +126,16 @@ def show_result(
         else:
             layer.refresh()
     return layer
+
+
+@contextmanager
+def selection_kept(layers: LayerList) -> Iterator[None]:
+    """Insert layers without selecting them, as napari would, which takes a quarter of the time."""
+    selected = set(layers.selection)
+    with layers.selection.events.blocker_all():
+        yield
+        layers.selection.clear()
+        layers.selection.update(selected)
 
 
 def position(layers: LayerList, source: Source, role: str) -> int:

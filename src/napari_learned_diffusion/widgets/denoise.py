@@ -57,6 +57,7 @@ from napari_learned_diffusion.widgets._results import (
     RESIDUAL_LIMIT,
     OneByOne,
     position,
+    selection_kept,
     show_result,
 )
 from napari_learned_diffusion.widgets._runner import Runner
@@ -819,9 +820,8 @@ class DenoiseWidget(DockedWidget):
                 **source.display,
             )
             self._preview_id = layer.unique_id
-            active = layers.selection.active
-            layers.insert(position(layers, source, "preview"), layer)
-            layers.selection.active = active
+            with selection_kept(layers):
+                layers.insert(position(layers, source, "preview"), layer)
         else:
             place.apply(layer)
             layer.data = data

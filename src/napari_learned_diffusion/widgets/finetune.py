@@ -59,6 +59,7 @@ from napari_learned_diffusion.widgets._dock import DockedWidget, explain, shut_d
 from napari_learned_diffusion.widgets._finetune_tasks import FineTuneRequest
 from napari_learned_diffusion.widgets._form import FormValues
 from napari_learned_diffusion.widgets._layers import MARK, Source, find_layer, mark_of, read
+from napari_learned_diffusion.widgets._results import selection_kept
 from napari_learned_diffusion.widgets._runner import Runner
 
 if TYPE_CHECKING:
@@ -633,10 +634,9 @@ class FineTuneWidget(DockedWidget):
             **source.display,
         )
         self._preview_id = layer.unique_id
-        active = layers.selection.active
         below = [at for at, la in enumerate(layers) if la.unique_id == source.layer_id]
-        layers.insert(below[0] + 1 if below else len(layers), layer)
-        layers.selection.active = active
+        with selection_kept(layers):
+            layers.insert(below[0] + 1 if below else len(layers), layer)
 
     def _remove_preview(self) -> None:
         layer_id, self._preview_id = self._preview_id, None

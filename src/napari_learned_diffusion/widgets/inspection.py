@@ -483,6 +483,8 @@ class InspectionWidget(DockedWidget):
         look |= {"contrast_limits": limits, "visible": name == self.shown.key()}
         if name in COLORMAPS:
             look |= {"colormap": COLORMAPS[name], "gamma": 1.0}
+        camera, ndim = self._viewer.scene.camera, self._viewer.dims.ndim
+        view = {"center": camera.center, "zoom": camera.zoom}
         layer = show_result(
             self._viewer.layers,
             source,
@@ -493,6 +495,8 @@ class InspectionWidget(DockedWidget):
             {"model": found.prepared.config.model, "slice": source.index},
             is_selected=False,
         )
+        if self._viewer.dims.ndim != ndim:
+            camera.update(view)  # napari shows all of the image whenever there is a new axis
         if name in COLORMAPS:
             # Those of another model or slice would show nothing.
             layer.contrast_limits = limits
