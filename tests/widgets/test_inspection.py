@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import threading
 import weakref
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import zarr
 from napari.components import ViewerModel
+from napari.settings import get_settings
 from napari.utils.notifications import notification_manager
 from npe2 import PluginManifest
 from qtpy.QtCore import QCoreApplication, QEvent, Qt
@@ -623,18 +625,25 @@ def test_closing_the_dock_ends_the_run_and_lets_go_of_the_widget(
     viewer.theme = "light"
 
 
+@pytest.mark.parametrize("scale", [1.0, 1.25])
 def test_it_takes_no_more_than_a_third_of_a_small_screen(
-    qtbot: Any, make_napari_viewer: Any, make: Make, finish: Finish, cells: Any
+    qtbot: Any, make_napari_viewer: Any, make: Make, finish: Finish, cells: Any, scale: float
 ) -> None:
     viewer = make_napari_viewer(show=True)
+    appearance = get_settings().appearance
+    appearance.font_size = math.ceil(scale * appearance.font_size)
     viewer.window.resize(1280, 800)
     viewer.add_image(cells, name="a layer with a rather long name, as files often have")
     widget = make(viewer, docked=True)
     _inspect(widget, finish)
-    QApplication.processEvents()
     window = viewer.window._qt_window
+    QApplication.processEvents()
+    assert widget.parent().minimumSizeHint().width() >= widget.minimumSizeHint().width()
     assert window.width() <= 1280
     assert window.height() <= 800
     assert widget.width() <= 1280 / 3
-    page = widget.tabs.widget(0)
-    assert page.widget().width() <= page.viewport().width()
+    for at in range(widget.tabs.count()):
+        widget.tabs.setCurrentIndex(at)
+        QApplication.processEvents()
+        page = widget.tabs.widget(at)
+        assert page.widget().width() <= page.viewport().width()

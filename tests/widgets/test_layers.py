@@ -220,7 +220,8 @@ def test_the_unit_of_the_intensities_is_read(model: ViewerModel, stack: Any) -> 
 def test_the_description_names_axes_and_slice(model: ViewerModel, stack: Any) -> None:
     layer = _add(model, stack, axis_labels=("z", "y", "x"))
     model.dims.set_point(0, 1)
-    assert read(layer, model.dims).describe() == ("Slice y × x, 12 × 16 px, float32 · z 1 / 4")
+    described = read(layer, model.dims).describe()
+    assert described == "Slice y × x, 12 × 16 px, float32 · z\xa01\xa0/\xa04"
     nameless = _add(model, stack)
     assert "axis 1 × axis 2" in read(nameless, model.dims).describe()
 

@@ -242,7 +242,7 @@ class Source:
         text = f"Slice {plane}, {rows} × {columns} px, {self.data.dtype}"
         if self.other_axes and self.index is not None:
             at = ", ".join(
-                f"{names[a]} {i} / {self.data.shape[a] - 1}"
+                f"{names[a]}\xa0{i}\xa0/\xa0{self.data.shape[a] - 1}"  # on one line
                 for a, i in zip(self.other_axes, self.index, strict=True)
             )
             text += f" · {at}"

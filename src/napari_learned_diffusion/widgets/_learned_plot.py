@@ -31,6 +31,7 @@ COLUMNS = 4
 FORWARD, BACKWARD = "#4caf50", "#e57373"
 KERNEL_COLORMAP, COUNT_COLORMAP = "CET-D1", "CET-L3"
 
+_ELLIPTICITY = "b(s) = a(s) + 2 s a′(s)".replace(" ", "\xa0")  # on one line
 _LOWEST_B = -0.3
 _DOT = 8
 _NO_POINTS: NDArray[np.float64] = np.array([])
@@ -237,7 +238,7 @@ def explain_learned(learned: Learned, step: int) -> str:
         share = learned.backward[step]
         return (
             f"K = {learned.contrast:.3g} standard deviations of the noise per pixel.\n"
-            f"Line: diffusivity a(s) of the squared gradient s. Dashed: b(s) = a(s) + 2 s a′(s). "
+            f"Line: diffusivity a(s) of the squared gradient s. Dashed: {_ELLIPTICITY}. "
             "Green: forward, differences even out. Red: backward, edges are sharpened, at "
             f"{share:.0%} of all neighbours before this step. Grey: how many have which gradient."
         )
@@ -247,7 +248,7 @@ def explain_learned(learned: Learned, step: int) -> str:
         return (
             f"The {len(learned.kernels)} kernels that matter most on this slice, and below each "
             "what its answer adds to the logarithm of the conductance: down is less diffusion.\n"
-            f"Answers from −{reach:.2g} to {reach:.2g} standard deviations of the noise, added "
+            f"Answers from -{reach:.2g} to {reach:.2g} standard deviations of the noise, added "
             f"{low:.2g} to {high:.2g}."
         )
     return (

@@ -33,10 +33,15 @@ class NoisePlot(SmallPlot):
         self._points = pg.ScatterPlotItem()
         self._box.addItem(self._line)
         self._box.addItem(self._points)
+        self._unit: str | None = None
+        self._shown: tuple[NoiseCurve | None, NoiseModel | None] = None, None
         self.set_unit("")
 
     def set_unit(self, unit: str) -> None:
         """Label both axes with the unit of the intensities."""
+        if unit == self._unit:
+            return
+        self._unit = unit
         suffix = f" ({unit})" if unit else ""
         self._axes["bottom"].setLabel(f"intensity{suffix}")
         self._axes["left"].setLabel("noise")
@@ -51,7 +56,10 @@ class NoisePlot(SmallPlot):
         model
             The noise model in use, drawn over the range of the measurements.
         """
-        self._curve, self._model = curve, model
+        before, before_model = self._shown
+        if curve is before and model == before_model:
+            return  # as at every slice that the user scrolls over
+        self._shown = curve, model
         if curve is None or len(curve.intensity) == 0:
             self._points.clear()
             self._line.setData([], [])

@@ -32,7 +32,7 @@ from napari_learned_diffusion.core.noise import noise_model_from_dict
 from napari_learned_diffusion.widgets import _tasks
 from napari_learned_diffusion.widgets._compare import SideBySide, Wipe
 from napari_learned_diffusion.widgets._controls import Choice, Colours, Note, make_rows
-from napari_learned_diffusion.widgets._dock import DockedWidget, explain, shut_down
+from napari_learned_diffusion.widgets._dock import DockedWidget, FormScroll, explain, shut_down
 from napari_learned_diffusion.widgets._layers import as_volume, find_layer, mark_of, read
 from napari_learned_diffusion.widgets._plots import make_colour
 from napari_learned_diffusion.widgets._results import (
@@ -173,7 +173,8 @@ class CheckWidget(DockedWidget):
         views.addWidget(self.side_button, 1)
         views.addWidget(self.wipe_button, 1)
         views.addWidget(self.residual_button, 1)
-        column = QVBoxLayout(self)
+        page = QWidget()
+        column = QVBoxLayout(page)
         column.setContentsMargins(8, 6, 8, 8)
         column.setSpacing(8)
         column.addLayout(rows)
@@ -185,7 +186,9 @@ class CheckWidget(DockedWidget):
         column.addWidget(self.wipe_slider)
         column.addWidget(self.export_button)
         column.addStretch()
-        self.setMinimumWidth(WIDTH)
+        outer = QVBoxLayout(self)
+        outer.setContentsMargins(0, 0, 0, 0)
+        outer.addWidget(FormScroll(page, WIDTH))
 
     def _connect(self) -> None:
         self.result.currentIndexChanged.connect(self._on_result)

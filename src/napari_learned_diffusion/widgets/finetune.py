@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 from napari.layers import Image, Labels, Layer, Shapes
 from napari.utils.notifications import show_error
 from napari.utils.theme import get_theme
-from qtpy.QtCore import QSize, Qt
+from qtpy.QtCore import QSize
 from qtpy.QtWidgets import (
     QCheckBox,
     QFileDialog,
-    QFrame,
     QHBoxLayout,
     QInputDialog,
     QLabel,
@@ -24,7 +23,6 @@ from qtpy.QtWidgets import (
     QMessageBox,
     QProgressBar,
     QPushButton,
-    QScrollArea,
     QVBoxLayout,
     QWidget,
 )
@@ -55,7 +53,7 @@ from napari_learned_diffusion.widgets._controls import (
     make_rows,
 )
 from napari_learned_diffusion.widgets._curve_plot import CurvePlot
-from napari_learned_diffusion.widgets._dock import DockedWidget, explain, shut_down
+from napari_learned_diffusion.widgets._dock import DockedWidget, FormScroll, explain, shut_down
 from napari_learned_diffusion.widgets._finetune_tasks import FineTuneRequest
 from napari_learned_diffusion.widgets._form import FormValues
 from napari_learned_diffusion.widgets._layers import MARK, Source, find_layer, mark_of, read
@@ -266,13 +264,6 @@ class FineTuneWidget(DockedWidget):
         rows.addRow(_row(*buttons))
         form.setLayout(rows)
 
-        scroll = QScrollArea()
-        scroll.setWidget(form)
-        scroll.setWidgetResizable(True)
-        scroll.setFrameShape(QFrame.Shape.NoFrame)
-        scroll.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        scroll.setMinimumWidth(FORM_WIDTH)
-
         foot = QVBoxLayout()
         foot.setContentsMargins(8, 4, 8, 8)
         foot.setSpacing(6)
@@ -286,7 +277,7 @@ class FineTuneWidget(DockedWidget):
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
         column.setSpacing(0)
-        column.addWidget(scroll, 1)
+        column.addWidget(FormScroll(form, FORM_WIDTH), 1)
         column.addLayout(foot)
         self._on_advanced(is_open=False)
 

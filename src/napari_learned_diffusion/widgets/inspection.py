@@ -224,7 +224,6 @@ class InspectionWidget(DockedWidget):
         column.addLayout(rows)
         column.addLayout(head)
         column.addWidget(self.tabs, 1)
-        self.setMinimumWidth(WIDTH)
 
     def _iterations_page(self) -> QWidget:
         suggestions = QHBoxLayout()
