@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import shutil
 import signal
 import sys
@@ -89,6 +90,9 @@ def main() -> None:
     def stop(*_: object) -> None:
         sys.exit(_TERMINATED)
 
+    # torch's threads sleep while they wait for each other. Otherwise they keep the processors busy,
+    # and where another program needs one, everything takes several times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # As an exception, so that files that aren't finished are removed on the way out.
     signal.signal(signal.SIGTERM, stop)
     app()

@@ -147,8 +147,9 @@ class ConductanceUNet(LearnedDiffusivity):
 
     @property
     def working_maps(self) -> int:
-        # Measured on 1024²: 99 with 32 channels and one look, 175 with 64 and four.
-        return 20 + 5 * self.width // 2
+        # Measured on 1024²: 99 with 32 channels and one look, 175 with 64 and four, and up to a
+        # fifth more in a row of tiles, which isn't given back at once.
+        return 20 + 13 * self.width // 4
 
 
 class _Look(nn.Module):
