@@ -102,7 +102,7 @@ def test_paired_with_a_reference_of_another_scale(clean, noisy):
     assert tuned.improved
     assert tuned.gain > 0.5
     assert f"{tuned.gain:.2f} dB better than my/start" in tuned.summary()
-    assert [p.done for p in seen if "loss" in p.message] == list(range(1, 13))
+    assert [p.done for p in seen if "best" in p.message] == list(range(1, 13))
     assert [step for step, _ in tuned.curve.held_out] == [0, 4, 8, 12]
     assert len(tuned.curve.training) == tuned.steps == 12
     assert seen[-1].curve == tuned.curve

@@ -288,7 +288,7 @@ def _message(step: FineTuneStep, start: float) -> str:
     if step.step == 0:
         return "Training"
     best = gain(start, step.best_held_out)
-    return f"Step {step.step}: loss {step.loss:.4f}, best {best:+.2f} dB at step {step.best_step}"
+    return f"Step {step.step}: best {best:+.2f} dB, at step {step.best_step}"
 
 
 def _check_reference(stack: Any, reference: Any, config: FineTuneConfig) -> None:
