@@ -212,6 +212,31 @@ def _check_widget(bench: Bench) -> Any:
     return widget
 
 
+def _fine_tune_widget(bench: Bench) -> Any:
+    """The Fine-tune widget, with a region on the slice in view."""
+    from napari_learned_diffusion.widgets.finetune import FineTuneWidget
+
+    widget = FineTuneWidget(bench.viewer)
+    bench.viewer.window.add_dock_widget(widget, name="Fine-tune a model", area="right")
+    widget.mode.set_key("noisy")
+    widget.steps.set_value(60)
+    widget.new_regions()
+    size, z = bench.data.shape[-1], bench.viewer.dims.current_step[0]
+    corners = [(z, y, x) for y, x in ((0, 0), (0, size), (size, size), (size, 0))]
+    bench.viewer.layers[-1].add_rectangles([np.array(corners)])
+    bench.rest(0.5)
+    return widget
+
+
+def _batch_widget(bench: Bench) -> Any:
+    from napari_learned_diffusion.widgets.batch import BatchWidget
+
+    widget = BatchWidget(bench.viewer)
+    bench.viewer.window.add_dock_widget(widget, name="Denoise a batch", area="right")
+    bench.rest(0.5)
+    return widget
+
+
 def _with_widget(
     action: Callable[[Bench, Any], None], make: Callable[[Bench], Any] = _denoise_widget
 ) -> Callable[[Bench], None]:
@@ -284,6 +309,25 @@ def _check(bench: Bench, widget: Any) -> None:
     bench.rest(0.3)
 
 
+def _fine_tune(bench: Bench, widget: Any) -> None:
+    widget.start()
+    bench.wait(lambda: not widget.is_working)
+
+
+def _batch(bench: Bench, widget: Any) -> None:
+    from tifffile import imwrite
+
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(3):
+            imwrite(Path(folder) / f"scan-{number}.tif", bench.data)
+        widget.out.setText(str(Path(folder) / "denoised"))
+        widget.preview.setChecked(True)
+        widget.add_paths([Path(folder)])
+        bench.wait(lambda: not widget.is_working)
+        widget.start()
+        bench.wait(lambda: not widget.is_working)
+
+
 SCENARIOS: dict[str, tuple[str, Callable[[Bench], None]]] = {
     "napari-scroll": ("napari alone: scrolling", scroll_without),
     "napari-add": ("napari alone: adding an image layer", add_layer),
@@ -301,6 +345,11 @@ SCENARIOS: dict[str, tuple[str, Callable[[Bench], None]]] = {
         _with_widget(_inspect, _inspection_widget),
     ),
     "check": ("Check: a slice, residual, wipe, side by side", _with_widget(_check, _check_widget)),
+    "finetune": (
+        "Fine-tune: 60 steps with the preview",
+        _with_widget(_fine_tune, _fine_tune_widget),
+    ),
+    "batch": ("Batch: three files with the preview", _with_widget(_batch, _batch_widget)),
 }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from napari.layers import Image, Layer
 from numpy.typing import NDArray
 
-from napari_learned_diffusion.widgets._layers import find_layer
+from napari_learned_diffusion.widgets._layers import find_layer, remove_layer
 from napari_learned_diffusion.widgets._results import selection_kept
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class Wipe:
         layer = find_layer(self._viewer.layers, self.layer_id)
         self.forget()
         if layer is not None:
-            self._viewer.layers.remove(layer)
+            remove_layer(self._viewer.layers, layer)
 
     def forget(self) -> None:
         """The layer is gone."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 def load_jobs() -> Any:
     """The module of the job. Importing it imports torch, so this is called in a worker."""
+    import_module("torch._dynamo")  # which the optimiser would import when the window may be in use
     return import_module("napari_learned_diffusion.jobs.finetune")
 
 

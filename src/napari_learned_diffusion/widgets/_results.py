@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 from napari.layers import Image
 from qtpy.QtCore import QObject, QTimer
 
-from napari_learned_diffusion.widgets._layers import MARK, Placement, Source, find_result, mark_of
+from napari_learned_diffusion.widgets._layers import (
+    MARK,
+    Placement,
+    Source,
+    find_result,
+    mark_of,
+    remove_layer,
+)
 
 if TYPE_CHECKING:
     from napari.components import LayerList
@@ -102,7 +109,7 @@ def show_result(
     metadata = {**source.metadata, MARK: mark}
     layer = find_result(layers, source, role)
     if layer is not None and layer.ndim != data.ndim:
-        layers.remove(layer)
+        remove_layer(layers, layer)
         layer = None
     if layer is None:
         layer = Image(

@@ -42,7 +42,7 @@ from napari_learned_diffusion.widgets._dock import (
     set_shortcut,
     shut_down,
 )
-from napari_learned_diffusion.widgets._layers import as_volume, find_layer
+from napari_learned_diffusion.widgets._layers import as_volume, find_layer, remove_layer
 from napari_learned_diffusion.widgets._preferences import Preferences, Session, opening
 from napari_learned_diffusion.widgets._runner import Runner
 
@@ -556,7 +556,7 @@ class BatchWidget(DockedWidget):
         layer_id, self._preview_id = self._preview_id, None
         layer = None if layer_id is None else find_layer(self._viewer.layers, layer_id)
         if layer is not None:
-            self._viewer.layers.remove(layer)
+            remove_layer(self._viewer.layers, layer)
 
     def _show_preview(self) -> None:
         """Show the plane that came last; the next one not before the timer has run out."""

@@ -48,6 +48,7 @@ from napari_learned_diffusion.widgets._layers import (
     find_result,
     mark_of,
     read,
+    remove_layer,
 )
 from napari_learned_diffusion.widgets._lazy import LazyResult
 from napari_learned_diffusion.widgets._preferences import Preferences, Session, opening
@@ -583,7 +584,7 @@ class DenoiseWidget(DockedWidget):
     def _remove(self, layer: Layer, source: Source) -> None:
         """Take a layer away; if it was the selected one, its source is that now."""
         layers = self._viewer.layers
-        layers.remove(layer)
+        remove_layer(layers, layer)
         if layers.selection.active is None:
             layers.selection.active = find_layer(layers, source.layer_id)
 
@@ -837,7 +838,7 @@ class DenoiseWidget(DockedWidget):
         layer_id, self._preview_id = self._preview_id, None
         layer = None if layer_id is None else find_layer(self._viewer.layers, layer_id)
         if layer is not None:
-            self._viewer.layers.remove(layer)
+            remove_layer(self._viewer.layers, layer)
 
     # --- estimating the noise ---------------------------------------------------------------------
 

@@ -56,7 +56,14 @@ from napari_learned_diffusion.widgets._curve_plot import CurvePlot
 from napari_learned_diffusion.widgets._dock import DockedWidget, FormScroll, explain, shut_down
 from napari_learned_diffusion.widgets._finetune_tasks import FineTuneRequest
 from napari_learned_diffusion.widgets._form import FormValues
-from napari_learned_diffusion.widgets._layers import MARK, Source, find_layer, mark_of, read
+from napari_learned_diffusion.widgets._layers import (
+    MARK,
+    Source,
+    find_layer,
+    mark_of,
+    read,
+    remove_layer,
+)
 from napari_learned_diffusion.widgets._results import selection_kept
 from napari_learned_diffusion.widgets._runner import Runner
 
@@ -633,7 +640,7 @@ class FineTuneWidget(DockedWidget):
         layer_id, self._preview_id = self._preview_id, None
         layer = None if layer_id is None else find_layer(self._viewer.layers, layer_id)
         if layer is not None:
-            self._viewer.layers.remove(layer)
+            remove_layer(self._viewer.layers, layer)
 
     # --- the user's own models --------------------------------------------------------------------
 
