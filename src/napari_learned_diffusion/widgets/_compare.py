@@ -67,8 +67,8 @@ def _set_visible(layer: Layer, is_visible: bool) -> None:
 class Wipe:
     """A layer that is the input on the left of an edge and the result on its right.
 
-    It is hidden while it isn't wanted: whenever a layer is removed, napari looks through all of its
-    objects for garbage, and the window stands still for a third of a second.
+    It is hidden while it isn't wanted: to make a layer anew is the longest that the window ever
+    stands still.
 
     Parameters
     ----------

@@ -147,8 +147,8 @@ class ConductanceUNet(LearnedDiffusivity):
 
     @property
     def working_maps(self) -> int:
-        # Measured on 1024²: 99 with 32 channels and one look, 175 with 64 and four, and up to a
-        # fifth more in a row of tiles, which isn't given back at once.
+        # Measured on 1024²: 99 with 32 channels and one look, 175 with 64 and four. A quarter is
+        # added: with less, a slice of 2048² took more memory than its tiles were meant to.
         return 20 + 13 * self.width // 4
 
 

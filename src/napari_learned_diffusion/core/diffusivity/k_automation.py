@@ -34,8 +34,9 @@ PRESMOOTHING = 0.35, 0.85
 TAU = 0.1
 
 SMOOTH = 0.55
-"""Classical contrast parameter of planes that are too rough for the network: where the noise is
-weak or everything is texture, it does worse than the law (on held-out training images)."""
+"""Planes are smooth whose classical contrast parameter is below this, in standard deviations of the
+noise per pixel. On others, where the noise is weak or everything is texture, the network does worse
+than the law (on held-out training images)."""
 
 
 class KAutomation(LearnedDiffusivity):
