@@ -27,11 +27,12 @@ from napari_learned_diffusion.core.user_models import PREFIX
 
 
 def scrambled(seed: int, size: float = 0.1) -> KAutomation:
-    model = KAutomation()
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += size * torch.randn(parameter.shape, generator=generator)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = KAutomation()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += size * torch.randn(parameter.shape)
     return model.eval()
 
 
