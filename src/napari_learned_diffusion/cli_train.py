@@ -45,6 +45,7 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "photon": (_TRAINING, "Part of the patches whose noise is that of photons, from 0 to 1."),
     "lines": (_TRAINING, "Part of the patches that show the edges of an image, from 0 to 1."),
     "turned": (_TRAINING, "Look at the image in all orientations in training, too: slower."),
+    "optimiser": (_TRAINING, "**muon** learns the kernels of large networks in fewer steps."),
     "learning_rate": (_TRAINING, "Highest learning rate."),
     "mixed": (_COMPUTING, "Look at the image in bfloat16: faster on many processors."),
     "seed": (_TRAINING, "Of the first parameters, the patches and their noise."),

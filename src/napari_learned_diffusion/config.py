@@ -32,6 +32,8 @@ FUNCTIONS: tuple[Function, ...] = ("rational", "exponential")
 SCHEMES: tuple[SchemeName, ...] = ("explicit", "fed")
 PRECISIONS: tuple[Precision, ...] = ("float32", "float64", "mixed")
 NOISE_CHOICES: tuple[NoiseChoice, ...] = get_args(NoiseChoice)
+OptimiserName = Literal["adamw", "muon"]
+OPTIMISERS: tuple[OptimiserName, ...] = get_args(OptimiserName)
 FineTuneMode = Literal["paired", "clean", "noisy", "repeats", "neighbours"]
 AddedNoise = Literal["auto", "model", "measured"]
 TunedParameters = Literal["all", "last"]
@@ -222,6 +224,8 @@ class TrainingConfig:
     turned
         Whether a model that looks at the image in several orientations does so in training, at so
         many times the cost; by default it looks once.
+    optimiser
+        ``"adamw"``, or ``"muon"``, which learns the kernels of large networks in fewer steps.
     learning_rate
         Highest one; it rises over the first fifth of the steps and falls to 0 along a cosine.
     mixed
@@ -240,6 +244,7 @@ class TrainingConfig:
     photon: float = 0.0
     lines: float = 0.0
     turned: bool = False
+    optimiser: OptimiserName = "adamw"
     learning_rate: float = 2e-3
     mixed: bool = False
     seed: int = 0
@@ -259,6 +264,7 @@ class TrainingConfig:
                 raise InvalidSettingError(
                     f"The part {name} must be from 0 to 1, not {getattr(self, name)}."
                 )
+        _check_choice("optimiser", self.optimiser, OPTIMISERS)
         if self.correlated + self.photon > 1:
             raise InvalidSettingError(
                 "The parts correlated and photon must be at most 1 together, not "

@@ -37,9 +37,10 @@ from napari_learned_diffusion.core.objectives import (
     squared_error,
     sure,
 )
+from napari_learned_diffusion.core.optimisers import Optimiser
 from napari_learned_diffusion.core.schemes import Explicit
 from napari_learned_diffusion.core.solve import iterate
-from napari_learned_diffusion.core.training import descend, learning_rate, make_optimiser
+from napari_learned_diffusion.core.training import descend, learning_rate
 
 CLEAR_GAIN = 0.02
 """Decibels on the held-out part from which on a step is better than the starting model."""
@@ -192,7 +193,7 @@ def adapt(
     model.requires_grad_(False)
     for parameter in tuned:
         parameter.requires_grad_(True)
-    optimiser = make_optimiser(tuned)
+    optimiser = Optimiser(model)
     best = deepcopy(model.state_dict())
     model.eval()
     start = held.begin(model)

@@ -18,7 +18,7 @@ processes share the patches of a step, so that their number changes nothing eith
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from napari_learned_diffusion.core.distributed import mean_over_processes, rank_
 from napari_learned_diffusion.core.errors import InvalidImageError, InvalidSettingError
 from napari_learned_diffusion.core.metrics import psnr
 from napari_learned_diffusion.core.noise import Gaussian, PoissonGaussian
+from napari_learned_diffusion.core.optimisers import Optimiser
 from napari_learned_diffusion.core.schemes import Explicit
 from napari_learned_diffusion.core.solve import iterate, solve
 from napari_learned_diffusion.core.weights import (
@@ -178,7 +179,7 @@ def fit(
             f"Take a multiple of {number}."
         )
     device = next(model.parameters()).device
-    optimiser = make_optimiser(model.parameters())
+    optimiser = Optimiser(model, config.optimiser)
     done = 0
     if resume and checkpoint is not None and checkpoint.exists():
         done = _resume(checkpoint, model, optimiser, config)
@@ -340,11 +341,6 @@ def _loss(u: Tensor, clean: Tensor, noise_sigma: Tensor) -> Tensor:
 # --- what every training of a model shares ----------------------------------------------------
 
 
-def make_optimiser(parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
-    """The optimiser of some parameters."""
-    return torch.optim.AdamW(parameters, weight_decay=0.0)
-
-
 def learning_rate(step: int, steps: int, highest: float) -> float:
     """Of a step, from 0: it rises over the first fifth of the steps, then falls along a cosine."""
     part = (step + 0.5) / steps
@@ -354,7 +350,7 @@ def learning_rate(step: int, steps: int, highest: float) -> float:
 
 
 def descend(
-    optimiser: torch.optim.AdamW, loss: Tensor, mean_loss: float, rate: float, step: int
+    optimiser: Optimiser, loss: Tensor, mean_loss: float, rate: float, step: int
 ) -> None:
     """Take a step down the gradient, clipped to a norm of 1.
 
@@ -379,31 +375,23 @@ def descend(
             f"The loss is no number any more in step {step + 1}: the training diverged. "
             "Take a lower learning rate."
         )
-    (group,) = optimiser.param_groups
-    group["lr"] = rate
     optimiser.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(group["params"], 1.0)
-    optimiser.step()
+    torch.nn.utils.clip_grad_norm_(optimiser.parameters, 1.0)
+    optimiser.step(rate)
 
 
 # --- checkpoints ------------------------------------------------------------------------------
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-"""What AdamW remembers of each parameter."""
-
-
 def _save(
     path: Path,
     model: LearnedDiffusivity,
-    optimiser: torch.optim.AdamW,
+    optimiser: Optimiser,
     config: TrainingConfig,
     step: int,
 ) -> None:
     tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        for moment in _MOMENTS:
-            tensors[f"{moment}.{name}"] = optimiser.state[parameter][moment]
+    tensors |= optimiser.remembered()
     header = describe(model) | {"step": step, "training": _as_json(config)}
     write_tensors(path, tensors, header)
 
@@ -411,7 +399,7 @@ def _save(
 def _resume(
     path: Path,
     model: LearnedDiffusivity,
-    optimiser: torch.optim.AdamW,
+    optimiser: Optimiser,
     config: TrainingConfig,
 ) -> int:
     tensors, header = read_tensors(path)
@@ -425,12 +413,9 @@ def _resume(
             "checkpoint."
         )
     fill(path, model, {n[6:]: t for n, t in tensors.items() if n.startswith("model.")})
-    for name, parameter in model.named_parameters():
-        optimiser.state[parameter] = {
-            "step": torch.tensor(float(header["step"])),
-            **{m: tensors[f"{m}.{name}"].to(parameter.device) for m in _MOMENTS},
-        }
-    return int(header["step"])
+    steps = int(header["step"])
+    optimiser.remember(tensors, steps)
+    return steps
 
 
 def _as_json(config: TrainingConfig) -> dict[str, Any]:

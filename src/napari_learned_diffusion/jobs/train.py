@@ -88,7 +88,7 @@ def train(
         Arguments of the model other than its defaults.
     start
         Weights of the same kind of model to begin with, in place of random ones. They must be of
-        the same architecture, but may have fewer looks or a smaller width: what is new begins anew.
+        the same architecture, but may have fewer looks or blocks, or a smaller width: what is new begins anew.
     resume
         Whether to go on from a checkpoint that is there already.
     every
@@ -157,12 +157,17 @@ def _begin_with(start: Path, made: LearnedDiffusivity) -> dict[str, torch.Tensor
     found = read_model(start, _kin(start, type(made)))
     theirs, ours = found.architecture, made.architecture
     differing = {k for k, v in ours.items() if theirs.get(k) != v}
-    smaller = {k for k in differing & {"looks", "width"} if theirs.get(k, 0) < ours[k]}
+    grown = differing & {"looks", "width", "blocks"}
+    smaller = {k for k in grown if theirs.get(k, 0) < ours[k]}
     if differing - smaller:
         raise InvalidSettingError(f"{start} is of the architecture {theirs}, not of {ours}.")
-    parameters = made.state_dict()
-    for name, tensor in found.state_dict().items():
-        parameters[name] = _widened(tensor, parameters[name], name)
+    parameters, old = made.state_dict(), found.state_dict()
+    for name, tensor in parameters.items():
+        if name in old:
+            parameters[name] = _widened(old[name], tensor, name)
+        elif "blocks" in smaller and ".second." in name:
+            # What a new residual block adds to what goes in: nothing, yet.
+            parameters[name] = torch.zeros_like(tensor)
     return parameters
 
 

@@ -151,6 +151,9 @@ class LearnedDiffusivity(Diffusivity):
     last_layers: ClassVar[tuple[str, ...]] = ()
     """Parts of the names of the parameters that are near the answer, for a cautious fine-tuning."""
 
+    outer_layers: ClassVar[tuple[str, ...]] = ()
+    """Parts of the names of the kernels at either end, which Muon isn't made for."""
+
     def __init__(self, **architecture: int) -> None:
         super().__init__()
         self.architecture = architecture

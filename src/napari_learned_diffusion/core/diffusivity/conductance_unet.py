@@ -46,7 +46,9 @@ class ConductanceUNet(LearnedDiffusivity):
     reach
         Length of the longest edges along an axis, in pixels: 1, 2 or 4.
     depth
-        Residual blocks on the way up at half resolution.
+        Residual blocks on the way up at half resolution, for each one elsewhere.
+    blocks
+        Residual blocks at each of the other levels, down and up.
     """
 
     key = "conductance-unet-s"
@@ -58,17 +60,26 @@ class ConductanceUNet(LearnedDiffusivity):
     reference = "napari-learned-diffusion, docs/research.md"
     stored_in_half = True
     last_layers = ("merge_fine", "head")
+    outer_layers = (".kernels", "head")
     orientations: ClassVar[int] = 1
     """In how many of `TURNS` the networks look at the image."""
 
     def __init__(
-        self, width: int = 32, looks: int = 1, steps: int = 4, reach: int = 4, depth: int = 2
+        self,
+        width: int = 32,
+        looks: int = 1,
+        steps: int = 4,
+        reach: int = 4,
+        depth: int = 2,
+        blocks: int = 1,
     ) -> None:
-        super().__init__(width=width, looks=looks, steps=steps, reach=reach, depth=depth)
-        self.width, self.depth = width, depth
+        super().__init__(
+            width=width, looks=looks, steps=steps, reach=reach, depth=depth, blocks=blocks
+        )
+        self.width, self.depth, self.blocks = width, depth, blocks
         self.reaches = _falling(steps, reach)
         self.networks = nn.ModuleList(
-            _Look(width, steps, depth, again=look > 0) for look in range(looks)
+            _Look(width, steps, depth, blocks, again=look > 0) for look in range(looks)
         )
         self._noisy: Tensor | None = None
         self._features: list[Tensor | None] = []
@@ -140,10 +151,11 @@ class ConductanceUNet(LearnedDiffusivity):
 
     @property
     def reach(self) -> int:
-        # Kernels of 6, then 3×3 convolutions: 2 at a half of the resolution, 2 at a quarter, 2 at
-        # an eighth, 2 and 2·depth on the way up; the sampling in between; at the worst pixel. A
-        # turned edge was looked at from its other end.
-        return 45 + 4 * self.depth + (self.orientations > 1) * max(self.reaches)
+        # Kernels of 6 and the sampling; then in each block 3×3 convolutions: 2 at a half of the
+        # resolution, 2 at a quarter, 2 at an eighth, 2 and 2·depth on the way up; at the worst
+        # pixel. A turned edge was looked at from its other end.
+        blocks = self.blocks * (36 + 4 * self.depth)
+        return 9 + blocks + (self.orientations > 1) * max(self.reaches)
 
     @property
     def working_maps(self) -> int:
@@ -155,21 +167,21 @@ class ConductanceUNet(LearnedDiffusivity):
 class _Look(nn.Module):
     """A U-Net at half resolution; its answers are for the four pixels at each place."""
 
-    def __init__(self, width: int, steps: int, depth: int, *, again: bool) -> None:
+    def __init__(self, width: int, steps: int, depth: int, blocks: int, *, again: bool) -> None:
         super().__init__()
         a, b, c = width, 2 * width, 3 * width
         kernels = torch.randn(a, 1 + again, _STEM, _STEM)
         self.kernels = nn.Parameter(kernels / _STEM)
         self.carried = nn.Conv2d(a, a, 1) if again else None
-        self.fine = _Block(a)
+        self.fine = _stage(a, blocks)
         self.to_middle = nn.Conv2d(a, b, 2, stride=2)
-        self.middle = _Block(b)
+        self.middle = _stage(b, blocks)
         self.to_coarse = nn.Conv2d(b, c, 2, stride=2)
-        self.coarse = _Block(c)
+        self.coarse = _stage(c, blocks)
         self.from_coarse = nn.ConvTranspose2d(c, b, 2, stride=2)
-        self.merge_middle = _Block(b)
+        self.merge_middle = _stage(b, blocks)
         self.from_middle = nn.ConvTranspose2d(b, a, 2, stride=2)
-        self.merge_fine = nn.Sequential(*(_Block(a) for _ in range(depth)))
+        self.merge_fine = _stage(a, depth * blocks)
         self.head = nn.Conv2d(a, 4 * _EDGES * steps, 1)
         # Little diffusion to begin with: where the limiter rules, there is little to learn from.
         assert self.head.bias is not None
@@ -185,6 +197,10 @@ class _Look(nn.Module):
         middle = self.merge_middle(self.from_coarse(coarse).add_(middle))
         fine = self.merge_fine(self.from_middle(middle).add_(fine))
         return self.head(relu(fine)), fine
+
+
+def _stage(width: int, blocks: int) -> nn.Sequential:
+    return nn.Sequential(*(_Block(width) for _ in range(blocks)))
 
 
 class _Block(nn.Module):
@@ -220,9 +236,15 @@ class LargeConductanceUNet(ConductanceUNet):
     orientations = 4
 
     def __init__(
-        self, width: int = 64, looks: int = 1, steps: int = 4, reach: int = 4, depth: int = 2
+        self,
+        width: int = 64,
+        looks: int = 1,
+        steps: int = 4,
+        reach: int = 4,
+        depth: int = 2,
+        blocks: int = 1,
     ) -> None:
-        super().__init__(width, looks, steps, reach, depth)
+        super().__init__(width, looks, steps, reach, depth, blocks)
 
 
 def _contrasts(seen: Tensor, kernels: Tensor) -> Tensor:
