@@ -133,7 +133,9 @@ def test_every_setting_reaches_the_job(
         return train(*arguments, **named)
 
     monkeypatch.setattr("napari_learned_diffusion.jobs.train.train", watch)
-    other = TrainingConfig(2, 2, 20, 3, 0.2, (4.0, 9.0), 0.5, 0.25, 0.125, True, 1e-4, True, 8)
+    other = TrainingConfig(
+        2, 2, 20, 3, 0.2, (4.0, 9.0), 0.5, 0.25, 0.125, True, "muon", 1e-4, True, 8
+    )
     options = []
     for field in fields(TrainingConfig):
         value = getattr(other, field.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,8 @@ from safetensors.torch import save_file
 from skimage.io import imsave
 
 from napari_learned_diffusion.config import TrainingConfig
+from napari_learned_diffusion.core.diffusivity.base import LearnedDiffusivity
+from napari_learned_diffusion.core.diffusivity.conductance_unet import ConductanceUNet
 from napari_learned_diffusion.core.diffusivity.fields_of_experts import RothBlack, Splines
 from napari_learned_diffusion.core.errors import (
     FileFormatError,
@@ -49,8 +52,16 @@ def small(seed: int = 0) -> Splines:
     return Splines(experts=4, size=3, iterations=2)
 
 
+def small_network(seed: int = 0) -> ConductanceUNet:
+    torch.manual_seed(seed)
+    return ConductanceUNet(width=4, steps=4, reach=4)
+
+
 def train(
-    model: Splines, config: TrainingConfig = SHORT, checkpoint: Path | None = None, stop: int = 99
+    model: LearnedDiffusivity,
+    config: TrainingConfig = SHORT,
+    checkpoint: Path | None = None,
+    stop: int = 99,
 ) -> list[TrainStep]:
     done = []
     steps = fit(model, IMAGES, config, checkpoint=checkpoint, every=2)
@@ -137,6 +148,7 @@ def test_the_rate_rises_and_falls_to_nothing():
         ({"noise_range": (0, 5)}, "noise range"),
         ({"noise_range": (9, 5)}, "noise range"),
         ({"learning_rate": float("nan")}, "learning rate"),
+        ({"optimiser": "sgd"}, "adamw, muon"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(wrong, message):
@@ -158,6 +170,26 @@ def test_a_resumed_run_is_the_same_as_an_unbroken_one(tmp_path):
     assert found == expected[4:]
     for name, parameter in unbroken.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], parameter, rtol=0, atol=0)
+
+
+def test_muon_remembers_over_an_interruption_too(tmp_path):
+    config = replace(SHORT, optimiser="muon", iterations=4, learning_rate=2e-3)
+    unbroken = small_network()
+    train(unbroken, config)
+    checkpoint = tmp_path / "run.safetensors"
+    train(small_network(), config, checkpoint, stop=5)
+    resumed = small_network(seed=1)
+    train(resumed, config, checkpoint)
+    for name, parameter in unbroken.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[name], parameter, rtol=0, atol=0)
+
+
+def test_a_checkpoint_of_the_other_optimiser_is_refused(tmp_path):
+    checkpoint = tmp_path / "run.safetensors"
+    config = replace(SHORT, iterations=4)
+    train(small_network(), config, checkpoint, stop=2)
+    with pytest.raises(InvalidSettingError, match="optimiser adamw"):
+        train(small_network(), replace(config, optimiser="muon"), checkpoint)
 
 
 def test_a_finished_run_has_nothing_left_to_do(tmp_path):

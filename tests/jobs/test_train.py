@@ -122,6 +122,19 @@ def test_an_output_that_can_not_be_made_is_refused(folder, tmp_path):
         run(start(folder, tmp_path / "file"))
 
 
+def test_a_deeper_model_begins_by_doing_what_the_shallow_one_did(tmp_path):
+    torch.manual_seed(0)
+    shallow, path = ConductanceUNet(width=4), tmp_path / "shallow.safetensors"
+    write_model(path, shallow)
+    deep = ConductanceUNet(width=4, blocks=2)
+    deep.load_state_dict(_begin_with(path, deep))
+    v = 3 * torch.randn(1, 1, 24, 24)
+    stencil = Stencil(shallow.offsets(0))
+    expected = read_model(path, ConductanceUNet).conductances(v, stencil, None, 0)
+    torch.testing.assert_close(deep.conductances(v, stencil, None, 0), expected)
+    assert all(p.any() for n, p in deep.named_parameters() if n.endswith("first.weight"))
+
+
 def test_a_wider_model_begins_by_doing_what_the_narrow_one_did(tmp_path):
     torch.manual_seed(0)
     narrow, path = ConductanceUNet(width=4, depth=1), tmp_path / "narrow.safetensors"

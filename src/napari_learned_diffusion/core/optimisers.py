@@ -37,9 +37,7 @@ class Optimiser:
         inner = {n for n, p in named.items() if name == "muon" and _is_inner(model, n, p)}
         self._kernels = {n: p for n, p in named.items() if n in inner}
         self._others = {n: p for n, p in named.items() if n not in inner}
-        self._adamw = torch.optim.AdamW(
-            self._others.values(), weight_decay=0.0, betas=_BETAS[name]
-        )
+        self._adamw = torch.optim.AdamW(self._others.values(), weight_decay=0.0, betas=_BETAS[name])
         self._muon = _Muon(list(self._kernels.values())) if self._kernels else None
 
     @property

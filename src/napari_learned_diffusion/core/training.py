@@ -349,9 +349,7 @@ def learning_rate(step: int, steps: int, highest: float) -> float:
     return highest * 0.5 * (1 + math.cos(math.pi * (part - 0.2) / 0.8))
 
 
-def descend(
-    optimiser: Optimiser, loss: Tensor, mean_loss: float, rate: float, step: int
-) -> None:
+def descend(optimiser: Optimiser, loss: Tensor, mean_loss: float, rate: float, step: int) -> None:
     """Take a step down the gradient, clipped to a norm of 1.
 
     Parameters
@@ -382,6 +380,7 @@ def descend(
 
 
 # --- checkpoints ------------------------------------------------------------------------------
+
 
 def _save(
     path: Path,

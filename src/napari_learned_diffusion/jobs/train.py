@@ -88,7 +88,8 @@ def train(
         Arguments of the model other than its defaults.
     start
         Weights of the same kind of model to begin with, in place of random ones. They must be of
-        the same architecture, but may have fewer looks or blocks, or a smaller width: what is new begins anew.
+        the same architecture, but may have fewer looks or blocks, or a smaller width: what is new
+        begins anew.
     resume
         Whether to go on from a checkpoint that is there already.
     every
