@@ -54,6 +54,7 @@ TRAINING = TrainingConfig(
     correlated=0.15,
     learning_rate=4e-3,
 )
+MUON = {"optimiser": "muon", "learning_rate": 3e-3}
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,9 @@ VARIANTS = {
     ),
     "rate-2": Variant("learning rate 2e-3, not 4e-3", training={"learning_rate": 2e-3}),
     "rate-8": Variant("learning rate 8e-3, not 4e-3", training={"learning_rate": 8e-3}),
+    "muon": Variant("Muon, learning rate 3e-3", training=MUON),
+    "muon-blocks-2": Variant("Muon, two residual blocks for each one", {"blocks": 2}, MUON),
+    "muon-reach-8": Variant("Muon, 5 steps of reach 8, 4, 2, 1, 1", {"steps": 5, "reach": 8}, MUON),
     "patch-96": Variant("4 patches of 96, not 8 of 64", training={"patch": 96, "batch": 4}),
     "white": Variant("white noise only, none correlated", training={"correlated": 0.0}),
     "photon": Variant("photon noise in 12 % of the patches", training={"photon": 0.12}),
