@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from napari_learned_diffusion import denoise
 from napari_learned_diffusion.config import DiffusionConfig, FineTuneConfig
@@ -24,6 +25,7 @@ from napari_learned_diffusion.core.user_models import list_user_models, save_use
 from napari_learned_diffusion.core.zoo import card
 from napari_learned_diffusion.jobs import finetune
 from napari_learned_diffusion.jobs.finetune import FineTuned, FineTuneProgress, fine_tune
+from napari_learned_diffusion.jobs.prepare import prepare
 from napari_learned_diffusion.jobs.progress import run
 from napari_learned_diffusion.jobs.regions import Region, hold_out
 
@@ -168,6 +170,40 @@ def test_clean_regions_take_the_noise_of_the_rest(clean):
     top = Region((0,), 0, 0, np.ones((28, 64), np.bool_))
     tuned = tune(half, [top], config(mode="clean"), automatic)
     assert tuned.facts["noise"]["noise_sigma"] == pytest.approx(10, rel=0.25)
+
+
+def textured(rng: np.random.Generator) -> np.ndarray:
+    """Slices with flat parts in the dark only: the image alone doesn't show what its noise is."""
+    texture = gaussian_filter(rng.normal(size=(4, 192, 192)), (0, 1.5, 1.5), mode="wrap")
+    texture[:, :48] = 0
+    return 200 * (np.arange(192) >= 48)[:, None] + 40 * texture / texture.std()
+
+
+def test_clean_regions_tell_correlated_noise_from_texture():
+    rng = np.random.default_rng(7)
+    clean = textured(rng)
+    stack = Correlated(10.0, 1.0).add(clean, rng)
+    stack[0] = clean[0]
+    region = [square(size=180)]
+    automatic = DiffusionConfig(START, device="cpu")
+    assert not isinstance(prepare(stack[1:], automatic).noise, Correlated)
+    tuned = tune(stack, region, config(mode="clean"), automatic)
+    assert tuned.facts["noise"]["noise_sigma"] == pytest.approx(10, rel=0.1)
+    assert tuned.facts["noise_measured"]
+    assert any("correlated" in message for message in tuned.messages)
+    # Whoever denoises by this model is not told that again.
+    saved = tuned.save("tuned")
+    found = prepare(stack[1:], DiffusionConfig(saved.key, device="cpu"))
+    assert isinstance(found.noise, Correlated)
+    assert found.noise.noise_sigma == pytest.approx(10, rel=0.1)
+    assert "has learned from such noise" in found.estimate.message
+    white = prepare(stack[1:], DiffusionConfig(saved.key, noise_kind="gaussian", device="cpu"))
+    assert white.noise.key == "gaussian"
+    # Texture that the regions show as well is no noise.
+    stack = Gaussian(10.0).add(clean, rng)
+    stack[0] = clean[0]
+    tuned = tune(stack, region, config(mode="clean", steps=1), automatic)
+    assert tuned.facts["noise"]["key"] != "correlated"
 
 
 def test_added_noise_is_measured_where_it_is_correlated(clean):

@@ -50,6 +50,8 @@ HEAVY_TAILED = 1.08
 UNLIKE = 3.5
 # Variance at an intensity over the one of the flattest blocks, below which it is the same noise.
 EVEN = 1.6
+# Variance in flat blocks over the one in those of a clean part, above which it is noise.
+LOUDER = 4.0
 # Part of the range of intensities that must have the same noise.
 COVERED = 0.5
 
@@ -101,6 +103,22 @@ class FlatSpectrum:
     coverage: float
     spread: float
     spectrum: Floats
+
+    def is_noise_beside(self, clean: FlatSpectrum | None) -> bool:
+        """Whether this is correlated noise, for someone who knows a clean part of the same.
+
+        What is flat there has the texture but not the noise, so nothing needs to be told from
+        texture by its looks.
+
+        Parameters
+        ----------
+        clean
+            Of the clean part, on the same range; ``None`` where it has too few blocks.
+        """
+        if clean is None:
+            return self.is_clear
+        louder = self.noise_sigma**2 > LOUDER * clean.noise_sigma**2
+        return self.redness > NOT_WHITE and louder
 
     @property
     def is_clear(self) -> bool:

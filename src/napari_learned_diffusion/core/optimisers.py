@@ -106,7 +106,7 @@ class _Muon(torch.optim.Muon):
             assert kernel.grad is not None
             matrix.copy_(_as_matrix(kernel))
             matrix.grad = _as_matrix(kernel.grad)
-        super().step()
+        super().step()  # type: ignore[no-untyped-call]
         for kernel, matrix in zip(self.kernels, self.matrices, strict=True):
             kernel.copy_(matrix.view_as(kernel))
 

@@ -29,7 +29,7 @@ from napari_learned_diffusion.core.user_models import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from napari_learned_diffusion.config import DiffusionConfig
+    from napari_learned_diffusion.config import DiffusionConfig, NoiseChoice
     from napari_learned_diffusion.core.diffusivity.base import Diffusivity, LearnedDiffusivity
 
 STANDARD_MODEL, BEST_MODEL = "conductance-unet-s", "conductance-unet"
@@ -81,6 +81,22 @@ def card(key: str) -> ModelCard:
         if there is no such model; the message lists those that there are.
     """
     return _own_card(user_model(key)) if is_user_key(key) else _bundled_card(key)
+
+
+def noise_kind_of(config: DiffusionConfig) -> NoiseChoice:
+    """Which kind of noise to look for: the one that was asked for, or that the model asks for.
+
+    A model of the user's own that has learned from correlated noise asks for that: without being
+    told, an image rarely shows it for sure.
+    """
+    if config.noise_kind != "auto" or not is_user_key(config.model):
+        return config.noise_kind
+    try:
+        noise = card(config.model).details.get("noise")
+    except UnknownModelError:  # which whoever wants to use it will be told
+        return "auto"
+    learned = noise.get("key") if isinstance(noise, dict) else None
+    return "correlated" if learned == "correlated" else "auto"
 
 
 def _own_card(model: UserModel) -> ModelCard:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from importlib.metadata import version
 from typing import Any
@@ -32,7 +32,7 @@ from napari_learned_diffusion.core.finetuning import (
 from napari_learned_diffusion.core.noise import Correlated
 from napari_learned_diffusion.core.noise_estimation import sample_planes
 from napari_learned_diffusion.core.noise_measurement import checked_pixels
-from napari_learned_diffusion.core.noise_spectrum import flat_spectrum
+from napari_learned_diffusion.core.noise_spectrum import FlatSpectrum, flat_spectrum
 from napari_learned_diffusion.core.objectives import NoiseSource
 from napari_learned_diffusion.core.schemes import STABLE_TAU
 from napari_learned_diffusion.core.user_models import UserModel, save_user_model
@@ -370,10 +370,15 @@ class _Noise:
         diffusion: DiffusionConfig,
         plane_axes: PlaneAxes,
     ) -> _Noise:
+        messages: tuple[str, ...] = ()
         if config.mode == "clean":
             # The regions have less noise than the stack, which is what they would tell.
             seen: Any = np.stack(list(_noisy_planes(stack, masks, plane_axes)))
             axes = LAST_AXES
+            is_open = diffusion.noise is None and diffusion.noise_kind == "auto"
+            if is_open and _is_correlated(seen, _regions_alone(stack, masks, plane_axes)):
+                diffusion = diffusion.with_(noise_kind="correlated")
+                messages = ("The noise is correlated, as a comparison with the regions shows.",)
         else:
             seen, axes = stack, plane_axes
         prepared = prepare(seen, diffusion, plane_axes=axes)
@@ -387,21 +392,23 @@ class _Noise:
             config.added_noise == "auto" and isinstance(model, Correlated)
         )
         if not wanted or config.mode not in ("clean", "noisy"):
-            return cls(prepared, None, by_slice, ())
+            return cls(prepared, None, by_slice, messages)
         indices = list(plane_indices(tuple(seen.shape), check_image(seen, axes)))
         chosen = [indices[i] for i in sample_planes(len(indices), NOISE_SAMPLES)]
-        pixels = checked_pixels(
-            np.stack([read_plane(seen, i, check_image(seen, axes)) for i in chosen]), None
+        found, _ = _flat_spectrum(
+            np.stack([read_plane(seen, i, check_image(seen, axes)) for i in chosen])
         )
-        found = flat_spectrum(pixels, pixels.sample())
         if found is None:
             return cls(
                 prepared,
                 None,
                 by_slice,
-                ("There are too few flat areas to measure noise in: it is drawn by its model.",),
+                (
+                    *messages,
+                    "There are too few flat areas to measure noise in: it is drawn by its model.",
+                ),
             )
-        return cls(prepared, found.spectrum, by_slice, ())
+        return cls(prepared, found.spectrum, by_slice, messages)
 
     def of_slice(self, plane: NDArray[Any]) -> Prepared:
         """The settings of one slice."""
@@ -420,6 +427,38 @@ def _noisy_planes(
         if index in masks:
             plane[masks[index]] = np.nan
         yield plane
+
+
+def _regions_alone(
+    stack: Any, masks: dict[tuple[int, ...], NDArray[np.bool_]], plane_axes: PlaneAxes
+) -> NDArray[np.float64]:
+    """Slices with regions, NaN elsewhere."""
+    with_regions = sorted(masks)
+    planes = []
+    for i in sample_planes(len(with_regions), NOISE_SAMPLES):
+        index = with_regions[i]
+        plane = read_plane(stack, index, plane_axes).astype(np.float64)
+        planes.append(np.where(masks[index], plane, np.nan))
+    return np.stack(planes)
+
+
+def _is_correlated(noisy: NDArray[np.float64], clean: NDArray[np.float64]) -> bool:
+    """Whether noisy slices have correlated noise, which clean regions of others haven't."""
+    found, unit = _flat_spectrum(noisy)
+    # Constant parts aren't measured, but of a clean image they are the flattest.
+    dither = 1e-4 * unit * np.random.default_rng(0).normal(size=clean.shape)
+    beside, other_unit = _flat_spectrum(clean + dither)
+    if beside is not None:
+        beside = replace(beside, noise_sigma=beside.noise_sigma * other_unit / unit)
+    return found is not None and found.is_noise_beside(beside)
+
+
+def _flat_spectrum(planes: NDArray[Any]) -> tuple[FlatSpectrum | None, float]:
+    """The noise in flat parts, and the range of intensities that it is relative to."""
+    pixels = checked_pixels(planes, None)
+    if pixels.scale == 0:
+        return None, 1.0
+    return flat_spectrum(pixels, pixels.sample()), pixels.scale
 
 
 # --- scenes ---------------------------------------------------------------------------------------

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_learned_diffusion.config import DiffusionConfig
+from napari_learned_diffusion.config import DiffusionConfig, NoiseChoice
 from napari_learned_diffusion.core.device import resolve_device
 from napari_learned_diffusion.core.diffusivity import diffusivity_class
 from napari_learned_diffusion.core.errors import InvalidImageError, InvalidSettingError
@@ -20,7 +20,7 @@ from napari_learned_diffusion.core.noise_estimation import (
     sample_planes,
 )
 from napari_learned_diffusion.core.schemes import STABLE_TAU, FastExplicitDiffusion
-from napari_learned_diffusion.core.zoo import card, suitable_model, weights_hash
+from napari_learned_diffusion.core.zoo import card, noise_kind_of, suitable_model, weights_hash
 from napari_learned_diffusion.jobs.planes import (
     LAST_AXES,
     PlaneAxes,
@@ -113,9 +113,13 @@ def prepare(
     differ = False
     noise = config.noise
     if noise is None:
-        estimate = estimate_noise(samples, config.noise_kind)
+        kind = noise_kind_of(config)
+        estimate = estimate_noise(samples, kind)
+        if kind != config.noise_kind:
+            learned = f"{estimate.message} The model has learned from such noise."
+            estimate = replace(estimate, message=learned)
         noise = estimate.model
-        differ = estimate.slices_differ and _can_tell(samples, config)
+        differ = estimate.slices_differ and _can_tell(samples, kind)
     config = config.with_(noise=noise, device=str(device))
     if noise.is_zero:
         # Nothing will be done; the rest is filled in only so that nothing is left open.
@@ -190,8 +194,8 @@ def _sample(
     return taken
 
 
-def _can_tell(samples: NDArray[np.float64], config: DiffusionConfig) -> bool:
+def _can_tell(samples: NDArray[np.float64], kind: NoiseChoice) -> bool:
     """Whether single slices say surely enough what their noise is; else the stack knows better."""
     alone = [samples[i] for i in sample_planes(len(samples), _SLICES_ASKED)]
-    sure = [estimate_noise(s, config.noise_kind).confidence for s in alone if np.isfinite(s).any()]
+    sure = [estimate_noise(s, kind).confidence for s in alone if np.isfinite(s).any()]
     return bool(np.median(sure) >= _SURE_ENOUGH)

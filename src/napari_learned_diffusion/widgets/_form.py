@@ -23,7 +23,7 @@ from napari_learned_diffusion.core.noise import (
     PoissonGaussian,
     Rician,
 )
-from napari_learned_diffusion.core.zoo import card
+from napari_learned_diffusion.core.zoo import card, noise_kind_of
 from napari_learned_diffusion.widgets._layers import Source
 
 if TYPE_CHECKING:
@@ -282,7 +282,7 @@ class Findings:
             return None
         (layer_id, plane_axes, *kind), estimate = self._estimate
         is_of_layer = (layer_id, plane_axes) == (source.layer_id, source.plane_axes)
-        is_of_kind = kind == [config.noise_kind, config.noise_scope]
+        is_of_kind = kind == [noise_kind_of(config), config.noise_scope]
         return estimate if is_of_layer and (is_of_kind or config.noise is not None) else None
 
     def used(self, source: Source, config: DiffusionConfig) -> DiffusionConfig | None:
@@ -296,7 +296,7 @@ def _look_up(entry: tuple[Any, Found] | None, key: Any) -> Found | None:
 
 
 def _noise_key(source: Source, config: DiffusionConfig) -> tuple[Any, ...]:
-    return source.layer_id, source.plane_axes, config.noise_kind, config.noise_scope
+    return source.layer_id, source.plane_axes, noise_kind_of(config), config.noise_scope
 
 
 def _settings_key(source: Source, config: DiffusionConfig) -> tuple[Any, ...]:
