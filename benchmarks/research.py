@@ -54,6 +54,9 @@ TRAINING = TrainingConfig(
     correlated=0.15,
     learning_rate=4e-3,
 )
+ARCHITECTURE = {"steps": 4, "reach": 4}
+"""Of the variants that don't say otherwise."""
+
 MUON = {"optimiser": "muon", "learning_rate": 3e-3}
 
 
@@ -169,7 +172,7 @@ def row(name: str, images: TrainingImages, steps: int) -> dict[str, Any]:
     """Train a variant and measure it."""
     variant = VARIANTS[name]
     torch.manual_seed(TRAINING.seed)
-    made = variant.model_class(**variant.architecture)
+    made = variant.model_class(**(ARCHITECTURE | variant.architecture))
     model = made.to(memory_format=torch.channels_last)
     variant.change(model)
     config = replace(TRAINING, steps=steps, iterations=model.most_iterations, **variant.training)

@@ -33,7 +33,7 @@ def scrambled(
     **architecture: int,
 ) -> ConductanceUNet:
     """A small network with random parameters, large enough that everything reaches the output."""
-    model = model_class(**{"width": 4, "looks": 2} | architecture).double()
+    model = model_class(**{"width": 4, "looks": 2, "steps": 4, "reach": 4} | architecture).double()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -138,7 +138,7 @@ def test_training_can_look_at_all_orientations(monkeypatch, turned):
 
 
 def test_edges_get_shorter_after_each_look():
-    assert ConductanceUNet(width=2).reaches == (4, 2, 1, 1)
+    assert ConductanceUNet(width=2).reaches == (8, 4, 2, 1, 1)
     assert ConductanceUNet(width=2, steps=3, reach=2).reaches == (2, 1, 1)
     model = scrambled()
     assert model.offsets(4) == ((4, 0), (0, 4), (4, 4), (4, -4))

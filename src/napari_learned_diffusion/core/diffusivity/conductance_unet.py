@@ -44,7 +44,7 @@ class ConductanceUNet(LearnedDiffusivity):
     steps
         Diffusion steps after each look.
     reach
-        Length of the longest edges along an axis, in pixels: 1, 2 or 4.
+        Length of the longest edges along an axis, in pixels: 1, 2, 4 or 8.
     depth
         Residual blocks on the way up at half resolution, for each one elsewhere.
     blocks
@@ -68,8 +68,8 @@ class ConductanceUNet(LearnedDiffusivity):
         self,
         width: int = 32,
         looks: int = 1,
-        steps: int = 4,
-        reach: int = 4,
+        steps: int = 5,
+        reach: int = 8,
         depth: int = 2,
         blocks: int = 1,
     ) -> None:
@@ -239,8 +239,8 @@ class LargeConductanceUNet(ConductanceUNet):
         self,
         width: int = 64,
         looks: int = 1,
-        steps: int = 4,
-        reach: int = 4,
+        steps: int = 5,
+        reach: int = 8,
         depth: int = 2,
         blocks: int = 1,
     ) -> None:
