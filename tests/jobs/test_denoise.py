@@ -498,6 +498,6 @@ def test_the_default_model_follows_the_device():
 
 
 def test_more_iterations_than_a_model_has_are_refused_before_anything_is_done():
-    config = DiffusionConfig(model=STANDARD_MODEL, iterations=5, device="cpu")
-    with pytest.raises(InvalidSettingError, match="at most 4 iterations"):
+    config = DiffusionConfig(model=STANDARD_MODEL, iterations=6, device="cpu")
+    with pytest.raises(InvalidSettingError, match="at most 5 iterations"):
         prepare(phantom(), config)

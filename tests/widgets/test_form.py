@@ -230,9 +230,9 @@ def test_no_more_iterations_than_the_model_was_made_for(form: DiffusionForm) -> 
     form.model.set_key(CLASSICAL_MODEL)
     form.iterations.set_value(40)
     form.model.set_key(STANDARD_MODEL)
-    assert form.values().iterations == card(STANDARD_MODEL).most_iterations == 4
+    assert form.values().iterations == card(STANDARD_MODEL).most_iterations == 5
     form.iterations.set_value(9)
-    assert form.values().iterations == 4
+    assert form.values().iterations == 5
 
 
 def test_tile_and_outputs(form: DiffusionForm) -> None:
