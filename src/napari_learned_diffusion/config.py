@@ -315,7 +315,7 @@ class FineTuneConfig:
     added_noise: AddedNoise = "auto"
     steps: int = 300
     learning_rate: float = 1e-3
-    patch: int = 64
+    patch: int = 96
     batch: int = 4
     parameters: TunedParameters = "all"
     held_out: float = 0.2
