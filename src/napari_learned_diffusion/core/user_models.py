@@ -214,7 +214,7 @@ def export_user_model(name: str, target: Path, *, overwrite: bool = False) -> Pa
         path = path.with_name(path.name + SUFFIX)
     if path.exists() and not overwrite:
         raise FileWriteError(f"{path} exists. Choose another name.")
-    _copy(model.path, path)
+    copy_file(model.path, path)
     return path
 
 
@@ -241,7 +241,7 @@ def import_user_model(
     _load(found)
     path = _free_path(name or source.stem, overwrite=overwrite)
     _make_folder()
-    _copy(source, path)
+    copy_file(source, path)
     return read_header(path)
 
 
@@ -282,7 +282,14 @@ def _make_folder() -> None:
         ) from error
 
 
-def _copy(source: Path, target: Path) -> None:
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a file; the target is complete or as it was before, never half.
+
+    Raises
+    ------
+    FileWriteError
+        if it can't be written.
+    """
     aside = target.with_name(f"{target.name}.{os.getpid()}.part")
     try:
         shutil.copyfile(source, aside)

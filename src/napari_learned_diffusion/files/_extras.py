@@ -35,7 +35,8 @@ def require(module: str, extra: str, purpose: str) -> Any:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        if error.name != module.partition(".")[0]:
+        # One that is there may miss another, which no extra of ours brings.
+        if not f"{module}.".startswith(f"{error.name}."):
             raise
         raise MissingDependencyError(
             f"{purpose} need the library {error.name}. "
