@@ -30,11 +30,14 @@ if TYPE_CHECKING:
     from napari_learned_diffusion.core.zoo import ModelCard, load_model
     from napari_learned_diffusion.core.zoo import list_cards as list_models
     from napari_learned_diffusion.jobs.finetune import FineTuned
+    from napari_learned_diffusion.jobs.zoo_export import export_to_zoo
+    from napari_learned_diffusion.jobs.zoo_module import DenoisingModule
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Correlated",
+    "DenoisingModule",
     "DiffusionConfig",
     "FineTuneConfig",
     "FineTuned",
@@ -50,6 +53,7 @@ __all__ = [
     "denoise",
     "diffusivity",
     "estimate_noise",
+    "export_to_zoo",
     "fine_tune",
     "list_models",
     "load_model",
@@ -58,6 +62,7 @@ __all__ = [
 
 _HOMES = {
     "Correlated": "core.noise:Correlated",
+    "DenoisingModule": "jobs.zoo_module:DenoisingModule",
     "DiffusionConfig": "config:DiffusionConfig",
     "FineTuneConfig": "config:FineTuneConfig",
     "FineTuned": "jobs.finetune:FineTuned",
@@ -73,6 +78,7 @@ _HOMES = {
     "denoise": "api:denoise",
     "diffusivity": "api:diffusivity",
     "estimate_noise": "core.noise_estimation:estimate_noise",
+    "export_to_zoo": "jobs.zoo_export:export_to_zoo",
     "fine_tune": "api:fine_tune",
     "list_models": "core.zoo:list_cards",
     "load_model": "core.zoo:load_model",

@@ -197,6 +197,7 @@ def _list_by_default(context: typer.Context) -> None:
     - how one was made: `models show cells`
     - to take one elsewhere: `models export cells usb/`, and there
       `models import usb/cells.safetensors`
+    - for the BioImage Model Zoo: `models export-zoo my/cells zoo/`
     """
     if context.invoked_subcommand is None:
         list_all()
@@ -265,6 +266,88 @@ def export_model(
     from napari_learned_diffusion.core.user_models import export_user_model
 
     typer.echo(str(export_user_model(name, target, overwrite=overwrite)))
+
+
+@models.command("export-zoo")
+def export_zoo(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", show_default=False, help="Any that learns, your own as my/NAME."
+        ),
+    ],
+    target: Annotated[
+        Path, typer.Argument(metavar="FILE", show_default=False, help="A zip file, or a folder.")
+    ],
+    noise_sigma: Annotated[
+        float | None,
+        typer.Option(
+            "--noise-sigma",
+            "-s",
+            show_default=False,
+            help="Standard deviation of Gaussian noise, in the images' units; of your own model by "
+            "default the noise that it was fine-tuned with.",
+        ),
+    ] = None,
+    gain: Annotated[
+        float | None,
+        typer.Option(
+            "--gain",
+            show_default=False,
+            help="Instead: Poisson-Gaussian noise of the variance gain × intensity + offset.",
+        ),
+    ] = None,
+    offset: Annotated[
+        float | None, typer.Option("--offset", show_default=False, help="Goes with --gain.")
+    ] = None,
+    iterations: Annotated[
+        int | None,
+        typer.Option(
+            "--iterations", "-n", show_default=False, help="Diffusion steps; else the model's."
+        ),
+    ] = None,
+    tau: Annotated[
+        float | None,
+        typer.Option(
+            "--tau", show_default=False, help="Their length in squared pixels; else the model's."
+        ),
+    ] = None,
+    authors: Annotated[
+        list[str] | None,
+        typer.Option("--author", show_default=False, help="Name of an author; several times."),
+    ] = None,
+    license: Annotated[
+        str | None,
+        typer.Option(
+            "--license", show_default=False, help="Identifier in the SPDX list; else BSD-3-Clause."
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace FILE.")] = False,
+) -> None:
+    """Write a model as a package for the BioImage Model Zoo: a whole denoising for one noise.
+
+    It is tested before the file appears. Using it takes this package beside bioimageio.core.
+
+    - `models export-zoo conductance-unet-s zoo/ --noise-sigma 25`
+    - `models export-zoo my/cells zoo/ --author "A. Name" --license CC-BY-4.0`
+    """
+    from napari_learned_diffusion.core.noise import PoissonGaussian
+    from napari_learned_diffusion.jobs.zoo_export import LICENSE, export_to_zoo
+
+    if gain is None and offset is not None:
+        raise InvalidSettingError("--offset goes with --gain: give both.")
+    path = export_to_zoo(
+        model,
+        target,
+        noise=None if gain is None else PoissonGaussian(gain, offset or 0.0),
+        noise_sigma=noise_sigma,
+        iterations=iterations,
+        tau=tau,
+        authors=authors or (),
+        license=license or LICENSE,
+        overwrite=overwrite,
+    )
+    typer.echo(str(path))
 
 
 @models.command("import")

@@ -1,4 +1,4 @@
-"""A whole denoising as one torch module, for programs that know modules and nothing of diffusion."""
+"""A whole denoising as one torch module, for programs that know nothing of diffusion."""
 
 from __future__ import annotations
 
@@ -90,11 +90,18 @@ class DenoisingModule(nn.Module):
                 f"{model} chooses nothing by itself: give iterations and the time step tau."
             )
         DiffusionConfig(iterations=iterations, tau=tau)  # which refuses what is out of its range
+        if iterations == 0:
+            raise InvalidSettingError("Without iterations nothing happens: give at least 1.")
         self.noise: NoiseModel = noise_model_from_dict(dict(noise))
         self.iterations = iterations
         self.tau = tau
         self.fine_tuned = fine_tuned
         self.diffusivity: LearnedDiffusivity = model_class(**(architecture or {}))
+        most = self.diffusivity.most_iterations
+        if most is not None and iterations is not None and iterations > most:
+            raise InvalidSettingError(
+                f"{model} was made for at most {most} iterations, not {iterations}. Take fewer."
+            )
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
@@ -150,7 +157,7 @@ class DenoisingModule(nn.Module):
     def _set_up(
         self, plane: NDArray[Any], valid: NDArray[np.bool_], device: torch.device
     ) -> tuple[LearnedDiffusivity, int, Explicit]:
-        """The diffusivity, iterations and scheme of a plane, of which most models choose nothing."""
+        """Diffusivity, iterations and scheme of a plane; most models choose nothing of it."""
         iterations, tau = self.iterations, self.tau
         diffusivity = self.diffusivity
         if isinstance(diffusivity, KAutomation):
