@@ -56,7 +56,10 @@ except MissingDependencyError as error:
 @pytest.fixture
 def own(user_models_folder) -> str:
     torch.manual_seed(3)
-    return save_user_model("Zellkörper 2.1", Splines(experts=4, size=3, iterations=2), FACTS).key
+    model = Splines(experts=4, size=3, iterations=2)
+    with torch.no_grad():
+        model.log_steps -= 0.5
+    return save_user_model("Zellkörper 2.1", model, FACTS).key
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -110,13 +113,14 @@ def test_the_zoos_program_predicts_with_it(own, tmp_path):
     assert path == tmp_path / "cells.zip"
     rng = np.random.default_rng(0)
     planes = rng.normal(100, 12, (2, 1, 37, 50)).astype(np.float32)
-    sample = predict(model=path, inputs={"noisy": planes}, devices=["cpu"])
+    sample = predict(model=path, inputs={"noisy": planes})
     found = sample.members["denoised"].data.to_numpy()
     del sample
     gc.collect()
+    # It takes a GPU where there is one.
     for plane, result in zip(planes[:, 0], found[:, 0], strict=True):
         expected = denoise(plane, own, noise_sigma=12, iterations=1, tau=0.1, device="cpu")
-        np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5 * np.ptp(plane))
+        np.testing.assert_allclose(result, expected, rtol=0, atol=1e-3 * np.ptp(plane))
 
 
 @pytest.mark.parametrize(
@@ -145,12 +149,11 @@ def test_random_numbers_go_on_as_if_nothing_had_been(own, tmp_path):
 
 
 def test_a_package_that_fails_the_test_is_not_written(own, tmp_path, monkeypatch):
-    class Twice(DenoisingModule):
-        def forward(self, planes):
-            return 2 * super().forward(planes)
+    def twice(module: DenoisingModule, planes: torch.Tensor) -> torch.Tensor:
+        return 2 * DenoisingModule.forward(module, planes)
 
-    monkeypatch.setattr(zoo_export, "DenoisingModule", Twice)
-    monkeypatch.setattr(Twice, "__name__", "DenoisingModule")
+    other = type("DenoisingModule", (DenoisingModule,), {"forward": twice})
+    monkeypatch.setattr(zoo_export, "DenoisingModule", other)
     with pytest.raises(FileFormatError, match="nothing was written"):
         export_to_zoo(own, tmp_path)
     assert not list(tmp_path.glob("*.*"))
