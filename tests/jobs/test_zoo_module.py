@@ -160,7 +160,7 @@ def test_other_shapes_are_refused(shape):
         ("foe-splines", {"iterations": 1}, InvalidSettingError, "give iterations and"),
         ("foe-splines", {"iterations": 0, "tau": 0.2}, InvalidSettingError, "at least 1"),
         ("foe-splines", {"iterations": 1, "tau": -1.0}, InvalidSettingError, "above 0"),
-        ("conductance-unet-s", {"iterations": 5, "tau": 0.2}, InvalidSettingError, "at most 5"),
+        ("conductance-unet-s", {"iterations": 6, "tau": 0.2}, InvalidSettingError, "at most 5"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(model, settings, error, message):
