@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -14,14 +13,8 @@ from torch import Tensor, nn
 
 from napari_learned_diffusion.config import DiffusionConfig
 from napari_learned_diffusion.core.diffusivity import learned_diffusivity_class
-from napari_learned_diffusion.core.diffusivity.base import LearnedDiffusivity, Suggestion
-from napari_learned_diffusion.core.diffusivity.k_automation import (
-    LARGEST_SIZE,
-    SMOOTH,
-    TAU,
-    KAutomation,
-)
-from napari_learned_diffusion.core.diffusivity.perona_malik import PeronaMalik
+from napari_learned_diffusion.core.diffusivity.base import LearnedDiffusivity
+from napari_learned_diffusion.core.diffusivity.k_automation import KAutomation
 from napari_learned_diffusion.core.errors import InvalidImageError, InvalidSettingError
 from napari_learned_diffusion.core.noise import NoiseModel, noise_model_from_dict
 from napari_learned_diffusion.core.schemes import Explicit
@@ -140,7 +133,7 @@ class DenoisingModule(nn.Module):
         if not valid.any():
             return plane
         units = SolverUnits.of(plane, valid)
-        diffusivity, iterations, scheme = self._set_up(plane, valid, device)
+        diffusivity, iterations, scheme = self._set_up(plane, valid)
         solution = solve(
             _batch(units.encode(plane, valid, "float32"), device),
             diffusivity,
@@ -155,14 +148,14 @@ class DenoisingModule(nn.Module):
         return denoised
 
     def _set_up(
-        self, plane: NDArray[Any], valid: NDArray[np.bool_], device: torch.device
+        self, plane: NDArray[Any], valid: NDArray[np.bool_]
     ) -> tuple[LearnedDiffusivity, int, Explicit]:
         """Diffusivity, iterations and scheme of a plane; most models choose nothing of it."""
         iterations, tau = self.iterations, self.tau
         diffusivity = self.diffusivity
         if isinstance(diffusivity, KAutomation):
             v = self.noise.stabilise(np.where(valid, plane, np.nan).astype(np.float64))
-            chosen = self._choice(diffusivity, v, device)
+            chosen = diffusivity.settings_for(v[None], always=self.fine_tuned)
             assert chosen.contrast is not None
             assert chosen.presmooth_sigma is not None
             diffusivity = copy(diffusivity)
@@ -174,27 +167,6 @@ class DenoisingModule(nn.Module):
         assert iterations is not None
         assert tau is not None
         return diffusivity, iterations, Explicit(tau)
-
-    def _choice(
-        self, diffusivity: KAutomation, v: NDArray[np.float64], device: torch.device
-    ) -> Suggestion:
-        """What `KAutomation.suggest` says, by the parameters of this module."""
-        top, left = (max(0, (n - LARGEST_SIZE) // 2) for n in v.shape)
-        seen = v[top : top + LARGEST_SIZE, left : left + LARGEST_SIZE]
-        missing = np.isnan(seen)
-        seen = np.where(missing, 0.0 if missing.all() else seen[~missing].mean(), seen)
-        chosen = diffusivity.choose(_batch(seen.astype(np.float32), device))
-        contrast, stopping_time, presmooth_sigma = (float(number) for number in chosen)
-        learned = Suggestion(stopping_time, TAU, contrast, presmooth_sigma)
-        if self.fine_tuned:
-            return learned
-        classical = PeronaMalik.suggest(v[None])
-        assert classical.contrast is not None
-        assert classical.presmooth_sigma is not None
-        if contrast <= classical.contrast < SMOOTH:
-            sigma = max(presmooth_sigma, classical.presmooth_sigma)
-            return replace(learned, presmooth_sigma=sigma)
-        return classical
 
 
 def _batch(plane: NDArray[Any], device: torch.device) -> Tensor:

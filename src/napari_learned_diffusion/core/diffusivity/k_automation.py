@@ -124,17 +124,27 @@ class KAutomation(LearnedDiffusivity):
         from napari_learned_diffusion.core.zoo import trained_model  # which knows this class
 
         trained = trained_model(cls, model).eval()
-        planes = [_central(plane) for plane in v]
+        return trained.settings_for(v, always=is_user_key(model))
+
+    def settings_for(self, v: NDArray[np.floating[Any]], *, always: bool) -> Suggestion:
+        """As `suggest`, by the parameters of this model.
+
+        Parameters
+        ----------
+        v
+            Planes ``(n, h, w)``, stabilised.
+        always
+            Whether the network is heard on any plane, as a fine-tuned one is.
+        """
+        device = next(self.parameters()).device
+        planes = [torch.from_numpy(_central(plane)).to(device) for plane in v]
         with torch.no_grad():
-            chosen = [
-                torch.cat(trained.choose(torch.from_numpy(plane)[None, None])).log()
-                for plane in planes
-            ]
+            chosen = [torch.cat(self.choose(plane[None, None])).log() for plane in planes]
         contrast, stopping_time, presmooth_sigma = (
             torch.stack(chosen).mean(dim=0).exp().flatten().tolist()
         )
         learned = Suggestion(stopping_time, TAU, contrast, presmooth_sigma)
-        if is_user_key(model):
+        if always:
             return learned
         classical = PeronaMalik.suggest(v)
         assert classical.contrast is not None
