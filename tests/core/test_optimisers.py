@@ -43,6 +43,17 @@ def test_biases_and_the_kernels_at_either_end_are_left_to_adamw():
     assert not torch.allclose(by_muon[inner], by_adamw[inner], rtol=0.1)
 
 
+def test_muon_leaves_a_kernel_that_got_no_gradient_this_time():
+    model = network()
+    kernel = model.networks[0].coarse[0].first.weight
+    before = kernel.detach().clone()
+    optimiser = Optimiser(model, "muon")
+    for parameter in model.parameters():
+        parameter.grad = None if parameter is kernel else torch.ones_like(parameter)
+    optimiser.step(1e-2)
+    torch.testing.assert_close(kernel.detach(), before, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_parameters_without_a_gradient_stay(name):
     model = network()

@@ -46,11 +46,7 @@ FACTS = {
     "noise": Gaussian(0.1).to_dict(),
 }
 # bioimageio leaves its files to the garbage collector.
-pytestmark = [pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")]
-try:
-    require_zoo()
-except MissingDependencyError as error:
-    pytestmark.append(pytest.mark.skip(reason=str(error)))
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 
 
 @pytest.fixture

@@ -103,9 +103,8 @@ class _Muon(torch.optim.Muon):
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
         for kernel, matrix in zip(self.kernels, self.matrices, strict=True):
-            assert kernel.grad is not None
             matrix.copy_(_as_matrix(kernel))
-            matrix.grad = _as_matrix(kernel.grad)
+            matrix.grad = None if kernel.grad is None else _as_matrix(kernel.grad)
         super().step()  # type: ignore[no-untyped-call]
         for kernel, matrix in zip(self.kernels, self.matrices, strict=True):
             kernel.copy_(matrix.view_as(kernel))

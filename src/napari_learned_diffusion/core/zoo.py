@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from napari_learned_diffusion.config import DEFAULT_MODEL
 from napari_learned_diffusion.core.diffusivity import REGISTRY, diffusivity_class
-from napari_learned_diffusion.core.errors import UnknownModelError
+from napari_learned_diffusion.core.errors import FileFormatError, UnknownModelError
 from napari_learned_diffusion.core.user_models import (
     UserModel,
     is_user_key,
@@ -93,7 +93,7 @@ def noise_kind_of(config: DiffusionConfig) -> NoiseChoice:
         return config.noise_kind
     try:
         noise = card(config.model).details.get("noise")
-    except UnknownModelError:  # which whoever wants to use it will be told
+    except (UnknownModelError, FileFormatError):  # which whoever wants to use it will be told
         return "auto"
     learned = noise.get("key") if isinstance(noise, dict) else None
     return "correlated" if learned == "correlated" else "auto"
