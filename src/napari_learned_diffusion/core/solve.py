@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from napari_learned_diffusion.core.diffusivity.base import Diffusivity
 from napari_learned_diffusion.core.diffusivity.perona_malik import PeronaMalik
 from napari_learned_diffusion.core.errors import InvalidImageError, InvalidSettingError
 from napari_learned_diffusion.core.limiter import limit
-from napari_learned_diffusion.core.noise import NoiseModel
 from napari_learned_diffusion.core.operators import (
     Stencil,
     diffusion_tensor,
@@ -32,6 +31,17 @@ from napari_learned_diffusion.core.schemes import Scheme
 Backend = Literal["auto", "torch", "fused"]
 _Limiter = Callable[[Tensor, float, Stencil], Tensor]
 _Step = Callable[[Tensor, Tensor, float, Stencil], Tensor]
+
+
+class Stabiliser(Protocol):
+    """What a diffusion asks of a noise model."""
+
+    def stabilise(self, intensity: Any, /) -> Any:
+        """Map intensities to units in which the noise has standard deviation 1."""
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether there is no noise at all, so that nothing is to be removed."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +129,7 @@ def solve(
     u: Tensor,
     diffusivity: Diffusivity,
     *,
-    noise: NoiseModel,
+    noise: Stabiliser,
     scheme: Scheme,
     iterations: int,
     spacing: tuple[float, float] = (1.0, 1.0),
@@ -190,7 +200,7 @@ def iterate(
     u: Tensor,
     diffusivity: Diffusivity,
     *,
-    noise: NoiseModel,
+    noise: Stabiliser,
     scheme: Scheme,
     iterations: int,
     spacing: tuple[float, float] = (1.0, 1.0),
@@ -262,7 +272,7 @@ def iterate(
 def _iterate_torch(
     u: Tensor,
     diffusivity: Diffusivity,
-    noise: NoiseModel,
+    noise: Stabiliser,
     scheme: Scheme,
     iterations: int,
     spacing: tuple[float, float],
@@ -308,7 +318,7 @@ def _advance(u: Tensor, g: Tensor, tau: float, stencil: Stencil) -> Tensor:
 def _iterate_fused(
     u: Tensor,
     diffusivity: PeronaMalik,
-    noise: NoiseModel,
+    noise: Stabiliser,
     scheme: Scheme,
     iterations: int,
     stencil: Stencil,
@@ -360,7 +370,7 @@ def _fusible(
     )
 
 
-def _check(u: Tensor, valid: Tensor | None, noise: NoiseModel, iterations: int) -> None:
+def _check(u: Tensor, valid: Tensor | None, noise: Stabiliser, iterations: int) -> None:
     if u.ndim != 4 or u.shape[1] != 1 or 0 in u.shape:
         raise InvalidImageError(
             f"The solver takes slices of shape (b, 1, h, w), none of them 0, not {tuple(u.shape)}."

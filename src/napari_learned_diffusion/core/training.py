@@ -21,7 +21,7 @@ import math
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from napari_learned_diffusion.core.diffusivity.base import LearnedDiffusivity
 from napari_learned_diffusion.core.distributed import mean_over_processes, rank_and_number
 from napari_learned_diffusion.core.errors import InvalidImageError, InvalidSettingError
 from napari_learned_diffusion.core.metrics import psnr
-from napari_learned_diffusion.core.noise import Gaussian, PoissonGaussian
+from napari_learned_diffusion.core.noise import Gaussian, NoiseModel, PoissonGaussian
 from napari_learned_diffusion.core.optimisers import Optimiser
 from napari_learned_diffusion.core.schemes import Explicit
 from napari_learned_diffusion.core.solve import iterate, solve
@@ -188,12 +188,10 @@ def fit(
         objective = DistributedDataParallel(objective)
     for step in range(done, config.steps):
         rate = learning_rate(step, config.steps, config.learning_rate)
-        clean, noisy, noise_sigma = (
-            t[rank::number].to(device) for t in draw_patches(images.training, config, step)
-        )
+        patches = draw_patches(images.training, config, step).share(rank, number, device)
         # There is nothing else that the models do otherwise in training.
         model.train(not config.turned)
-        loss: Tensor = objective(clean, noisy, noise_sigma)
+        loss: Tensor = objective(patches)
         # What the processes agree on, so that all of them stop.
         mean_loss = mean_over_processes(loss.detach())
         descend(optimiser, loss, mean_loss, rate, step)
@@ -231,15 +229,33 @@ def validate(
     return means
 
 
-def draw_patches(
-    images: Sequence[Image], config: TrainingConfig, step: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The patches of a step: clean and noisy in units of their noise, and their noise levels.
+class Patches(NamedTuple):
+    """What a step learns from.
 
-    Returns
-    -------
-    Two tensors of ``(batch, 1, patch, patch)`` and one of ``(batch,)`` on the 0-255 scale.
+    Parameters
+    ----------
+    clean, noisy
+        ``(batch, 1, patch, patch)``, in units of the noise; of photon noise, in units of that at
+        the mean intensity.
+    noise_sigma
+        ``(batch,)``, standard deviation of the noise on the 0-255 scale.
+    noise
+        The noise model of each patch.
     """
+
+    clean: Tensor
+    noisy: Tensor
+    noise_sigma: Tensor
+    noise: tuple[NoiseModel, ...]
+
+    def share(self, rank: int, number: int, device: torch.device) -> Patches:
+        """What one of several processes learns from."""
+        clean, noisy, noise_sigma = (t[rank::number].to(device) for t in self[:3])
+        return Patches(clean, noisy, noise_sigma, self.noise[rank::number])
+
+
+def draw_patches(images: Sequence[Image], config: TrainingConfig, step: int) -> Patches:
+    """The patches of a step, which depend on the seed and its number alone."""
     rng = np.random.default_rng([config.seed, step])
     patches = []
     for _ in range(config.batch):
@@ -252,16 +268,19 @@ def draw_patches(
     noise_sigma = np.exp(rng.uniform(low, high, config.batch))
     clean = np.stack(patches)[:, None] / noise_sigma[:, None, None, None]
     noisy = clean + rng.normal(size=clean.shape)
+    noise: list[NoiseModel] = [Gaussian(1.0)] * config.batch
     for number, kind in enumerate(rng.random(config.batch)):
         if kind < config.correlated:
-            noise = _correlated(noisy[number, 0] - clean[number, 0], rng)
-            noisy[number, 0] = clean[number, 0] + noise
+            noisy[number, 0] = clean[number, 0] + _correlated(
+                noisy[number, 0] - clean[number, 0], rng
+            )
         elif kind < config.correlated + config.photon:
-            clean[number], noisy[number] = _counted(clean[number], rng)
-    return (
+            noisy[number], noise[number] = _counted(clean[number], rng)
+    return Patches(
         torch.from_numpy(clean).float(),
         torch.from_numpy(noisy).float(),
         torch.from_numpy(noise_sigma).float(),
+        tuple(noise),
     )
 
 
@@ -289,12 +308,18 @@ def _correlated(white: NDArray[np.float64], rng: np.random.Generator) -> NDArray
 
 def _counted(
     clean: NDArray[np.float64], rng: np.random.Generator
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Photon noise of variance 1 at the mean intensity, and both images stabilised for it."""
+) -> tuple[NDArray[np.float64], PoissonGaussian]:
+    """Photon noise of variance 1 at the mean intensity.
+
+    Every other time the detector multiplies each electron by a number of its own, of exponential
+    distribution, as EMCCD cameras and photomultipliers do. That doubles the variance of a count and
+    leaves more outliers than photons alone.
+    """
     noise = PoissonGaussian(gain=1 / max(float(clean.mean()), 1.0), offset=0.0)
-    counts = rng.poisson(clean / noise.gain)
-    noisy = (noise.gain * counts).astype(np.float64)
-    return noise.stabilise(clean), noise.stabilise(noisy)
+    if rng.integers(2):
+        electron = noise.gain / 2
+        return electron * rng.standard_gamma(rng.poisson(clean / electron)), noise
+    return noise.gain * rng.poisson(clean / noise.gain).astype(np.float64), noise
 
 
 def _lines(patch: Image, rng: np.random.Generator) -> Image:
@@ -314,16 +339,30 @@ class _Objective(nn.Module):
         super().__init__()
         self.model, self.config = model, config
 
-    def forward(self, clean: Tensor, noisy: Tensor, noise_sigma: Tensor) -> Tensor:
-        return _loss(_diffuse(self.model, noisy, self.config), clean, noise_sigma)
+    def forward(self, patches: Patches) -> Tensor:
+        u = _diffuse(self.model, patches, self.config)
+        return _loss(u, patches.clean, patches.noise_sigma)
 
 
-def _diffuse(model: LearnedDiffusivity, noisy: Tensor, config: TrainingConfig) -> Tensor:
-    u = noisy
+class _OfEach:
+    """The noise of a batch: a model for each plane."""
+
+    is_zero = False
+
+    def __init__(self, models: Sequence[NoiseModel]) -> None:
+        self._models = models
+
+    def stabilise(self, intensity: Tensor) -> Tensor:
+        planes = intensity.unbind()
+        return torch.stack([m.stabilise(u) for m, u in zip(self._models, planes, strict=True)])
+
+
+def _diffuse(model: LearnedDiffusivity, patches: Patches, config: TrainingConfig) -> Tensor:
+    u, noise = patches.noisy, _OfEach(patches.noise)
     for state in iterate(
-        noisy,
-        model.adapted(noisy, config.iterations * config.tau),
-        noise=Gaussian(1.0),
+        u,
+        model.adapted(noise.stabilise(u), config.iterations * config.tau),
+        noise=noise,
         scheme=Explicit(config.tau),
         iterations=config.iterations,
         gradients=True,
