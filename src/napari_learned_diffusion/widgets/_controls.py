@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -787,6 +788,27 @@ class DiffusionForm(QWidget):
     def _on_advanced_toggled(self, is_open: bool) -> None:
         self.advanced_button.setText("▾  Advanced" if is_open else "▸  Advanced")
         self.advanced.setVisible(is_open)
+
+
+class PauseButton(QPushButton):
+    """Stays down while the job pauses; the job's thread looks at `paused`."""
+
+    def __init__(self, parent: QWidget | None = None) -> None:
+        super().__init__("Pause", parent)
+        self.paused = threading.Event()
+        self.setCheckable(True)
+        self.toggled.connect(self._on_toggled)
+
+    def news(self) -> str:
+        """What has become of the job, for the status line."""
+        return "Paused." if self.paused.is_set() else "Going on …"
+
+    def _on_toggled(self, is_down: bool) -> None:
+        if is_down:
+            self.paused.set()
+        else:
+            self.paused.clear()
+        self.setText("Resume" if is_down else "Pause")
 
 
 def heading_button() -> QPushButton:

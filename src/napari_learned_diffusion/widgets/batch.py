@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,7 +33,13 @@ from napari_learned_diffusion.jobs.batch_state import LOG
 from napari_learned_diffusion.widgets import _batch_tasks
 from napari_learned_diffusion.widgets._batch_table import BatchTable, BatchView
 from napari_learned_diffusion.widgets._batch_tasks import BatchRequest
-from napari_learned_diffusion.widgets._controls import Choice, Colours, DiffusionForm, Note
+from napari_learned_diffusion.widgets._controls import (
+    Choice,
+    Colours,
+    DiffusionForm,
+    Note,
+    PauseButton,
+)
 from napari_learned_diffusion.widgets._dock import (
     DockedWidget,
     FormScroll,
@@ -97,7 +102,6 @@ class BatchWidget(DockedWidget):
         self._viewer = napari_viewer
         self._load_jobs = load_jobs
         self._looking_for: list[Path] = []
-        self._paused = threading.Event()
 
         # Of the run that is on, or was: the rows of its files.
         self._numbers: list[int] = []
@@ -141,8 +145,7 @@ class BatchWidget(DockedWidget):
         self.form.set_values(opening(BatchWidget.remembered).values)
         self.preview = QCheckBox("Preview of the latest slice")
         self.start_button = QPushButton("Start")
-        self.pause_button = QPushButton("Pause")
-        self.pause_button.setCheckable(True)
+        self.pause_button = PauseButton()
         self.cancel_button = QPushButton("Cancel")
         self.progress_bar = QProgressBar()
         self.progress_bar.setTextVisible(False)
@@ -478,7 +481,7 @@ class BatchWidget(DockedWidget):
         self.table.wait(numbers)
         self.pause_button.setChecked(False)
         self._run.submit(
-            partial(_batch_tasks.denoise_batch, request, self._paused, self._load_jobs),
+            partial(_batch_tasks.denoise_batch, request, self.pause_button.paused, self._load_jobs),
             "Denoising a batch",
         )
 
@@ -487,14 +490,9 @@ class BatchWidget(DockedWidget):
         self._run.cancel()
         self.cancel_button.setEnabled(False)
 
-    def _on_pause(self, is_paused: bool) -> None:
-        if is_paused:
-            self._paused.set()
-        else:
-            self._paused.clear()
-        self.pause_button.setText("Resume" if is_paused else "Pause")
+    def _on_pause(self) -> None:
         if self._run.is_busy:
-            self.status.show_text("Paused." if is_paused else "Going on …")
+            self.status.show_text(self.pause_button.news())
 
     def _on_started(self) -> None:
         self._previewed = -1
@@ -515,7 +513,7 @@ class BatchWidget(DockedWidget):
             self.table.update(self._numbers[status.number], status)
             if progress.plane is not None:
                 self._plane = status.number, progress.plane
-        if news and not self._paused.is_set():
+        if news and not self.pause_button.isChecked():
             last = news[-1]
             self.status.show_text(f"{last.message} … {last.done / max(1, last.total):.0%}")
         if not self._preview_timer.isActive():

@@ -49,6 +49,7 @@ from napari_learned_diffusion.widgets._controls import (
     ModelChoice,
     Note,
     NumberBox,
+    PauseButton,
     heading_button,
     make_rows,
 )
@@ -122,7 +123,7 @@ class FineTuneWidget(DockedWidget):
         super().__init__()
         self._viewer = napari_viewer
         self._load_jobs = load_jobs
-        self._paused, self._stopped = threading.Event(), threading.Event()
+        self._stopped = threading.Event()
         self._request: FineTuneRequest | None = None
         self._tuned: FineTuned | None = None
         self._preview_id: Hashable = None
@@ -172,8 +173,7 @@ class FineTuneWidget(DockedWidget):
         self.preview = QCheckBox("Preview of the slice in view")
         self.preview.setChecked(True)
         self.start_button = QPushButton("Start")
-        self.pause_button = QPushButton("Pause")
-        self.pause_button.setCheckable(True)
+        self.pause_button = PauseButton()
         self.stop_button = QPushButton("Stop")
         self.cancel_button = QPushButton("Cancel")
         self.progress_bar = QProgressBar()
@@ -522,7 +522,6 @@ class FineTuneWidget(DockedWidget):
             self.status.show_error(str(error))
             return
         self._tuned = None
-        self._paused.clear()
         self._stopped.clear()
         self.pause_button.setChecked(False)
         self.plot.show_curve(None, self._request.config.steps)
@@ -530,7 +529,7 @@ class FineTuneWidget(DockedWidget):
             partial(
                 _finetune_tasks.fine_tune,
                 self._request,
-                self._paused,
+                self.pause_button.paused,
                 self._stopped,
                 self._load_jobs,
             ),
@@ -548,14 +547,9 @@ class FineTuneWidget(DockedWidget):
         self._run.cancel()
         self.cancel_button.setEnabled(False)
 
-    def _on_pause(self, is_paused: bool) -> None:
-        if is_paused:
-            self._paused.set()
-        else:
-            self._paused.clear()
-        self.pause_button.setText("Resume" if is_paused else "Pause")
+    def _on_pause(self) -> None:
         if self._run.is_busy:
-            self.status.show_text("Paused." if is_paused else "Going on …")
+            self.status.show_text(self.pause_button.news())
 
     def _on_started(self) -> None:
         self.progress_bar.setRange(0, 0)
@@ -563,7 +557,7 @@ class FineTuneWidget(DockedWidget):
         self._update_buttons()
 
     def _on_progressed(self, progress: Progress, _: object) -> None:
-        if self._paused.is_set():
+        if self.pause_button.isChecked():
             return
         self.progress_bar.setRange(0, 1000)
         self.progress_bar.setValue(1000 * progress.done // max(1, progress.total))
