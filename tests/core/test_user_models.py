@@ -23,6 +23,7 @@ from napari_learned_diffusion.core.errors import (
     InvalidSettingError,
     UnknownModelError,
 )
+from napari_learned_diffusion.core.noise import Correlated
 from napari_learned_diffusion.core.user_models import (
     broken_user_models,
     delete_user_model,
@@ -35,7 +36,7 @@ from napari_learned_diffusion.core.user_models import (
     user_model,
 )
 from napari_learned_diffusion.core.weights import FORMAT, write_tensors
-from napari_learned_diffusion.core.zoo import card, load_model
+from napari_learned_diffusion.core.zoo import card, load_model, noise_kind_of
 from napari_learned_diffusion.jobs.batch_engines import weights_of
 from napari_learned_diffusion.jobs.prepare import prepare
 
@@ -223,6 +224,17 @@ def test_a_damaged_file_spoils_no_list_and_can_be_deleted(saved, user_models_fol
     assert "my/cells" in [c.key for c in list_models()]
     delete_user_model("bad")
     assert broken_user_models() == []
+
+
+def test_a_damaged_model_asks_for_no_noise_of_its_own(saved, own):
+    config = DiffusionConfig(model="my/cells")
+    correlated = FACTS | {"noise": Correlated(3.0).to_dict()}
+    saved = save_user_model("cells", own, correlated, overwrite=True)
+    assert noise_kind_of(config) == "correlated"
+    saved.path.write_bytes(b"x")
+    assert noise_kind_of(config) == "auto"
+    with pytest.raises(FileFormatError):
+        prepare(np.zeros((32, 32)), config)
 
 
 def test_a_disk_that_fills_leaves_what_was_there(own, saved, user_models_folder, monkeypatch):
