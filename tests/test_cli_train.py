@@ -308,7 +308,8 @@ cli.main()
 
 
 def torchrun(script: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    options = ["--standalone", "--nproc-per-node", "2"]
+    # After "--" it doesn't take our options, such as --start, for its own.
+    options = ["--standalone", "--nproc-per-node", "2", "--"]
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *options, script, *map(str, arguments)],
         capture_output=True,
@@ -355,6 +356,7 @@ class TestTwoProcesses:
     ) -> None:
         script = tmp_path / "plain.py"
         script.write_text("from napari_learned_diffusion import cli; cli.main()")
-        done = torchrun(script, "train", *call(folder, out), "--batch", 3)
+        start = alone(folder, tmp_path / "job")
+        done = torchrun(script, "train", *call(folder, out), "--start", start, "--batch", 3)
         assert done.returncode != 0
         assert "2 processes can't share a batch of 3 equally" in done.stderr

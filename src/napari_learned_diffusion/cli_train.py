@@ -181,7 +181,7 @@ def train(
     - `train --model foe-splines --data photographs --out trained`
     - two folders: `train --model unet --data a --data b --out trained`
     - for weak noise only: `train -m unet --data a --out trained --noise-range 2 10`
-    - on two GPUs: `torchrun --nproc-per-node 2 --no-python napari-learned-diffusion train …`
+    - on two GPUs: `torchrun --nproc-per-node 2 --no-python -- napari-learned-diffusion train …`
 
     A run that was stopped goes on when the same command is given again. One image in twenty is held
     out and never trained on; the decibels are measured on these.
