@@ -217,8 +217,8 @@ class TrainingConfig:
     correlated, photon
         Parts of the patches, from 0 to 1 and at most 1 together, whose noise is correlated between
         neighbouring pixels, and whose noise is that of counted photons, the noise level being that
-        at the mean intensity. Half of the latter are as a detector counts that multiplies electrons
-        (EMCCD, photomultiplier).
+        at the mean intensity, and up to four times what was drawn. Half of the latter are as a
+        detector counts that multiplies electrons (EMCCD, photomultiplier).
     lines
         Part of the patches, from 0 to 1, that show the edges of an image instead of the image: thin
         bright lines on a dark ground, as fluorescence does.

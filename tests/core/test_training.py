@@ -92,7 +92,9 @@ def test_patches_are_in_units_of_their_noise():
 
 def test_photon_noise_is_as_strong_and_as_skewed_as_its_model_says():
     config = TrainingConfig(batch=200, patch=32, noise_range=(10, 10), photon=1.0)
-    clean, noisy, _, noise = draw_patches(IMAGES.training, config, 0)
+    clean, noisy, noise_sigma, noise = draw_patches(IMAGES.training, config, 0)
+    assert 10 <= noise_sigma.min() < 12
+    assert 36 < noise_sigma.max() <= 40
     assert (noisy - clean).mean().item() == pytest.approx(0, abs=0.01)
     variances = torch.stack([m.variance(c) for m, c in zip(noise, clean, strict=True)])
     errors = (noisy - clean) / variances.sqrt()
@@ -124,7 +126,8 @@ def test_photon_noise_is_stabilised_for_the_model_and_the_intensities_are_averag
     for clean, noisy, noise in zip(patches.clean, patches.noisy, patches.noise, strict=True):
         run = solve(noisy[None], model, noise=noise, scheme=Explicit(config.tau), iterations=2)
         errors.append((run.u - clean).square().mean().item())
-    assert step.loss == pytest.approx(np.mean(errors) * 40 / 25, rel=1e-4)
+    weights = patches.noise_sigma / 25
+    assert step.loss == pytest.approx((torch.tensor(errors) * weights).mean().item(), rel=1e-4)
 
 
 def test_lines_are_bright_on_a_dark_ground():

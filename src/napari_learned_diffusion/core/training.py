@@ -54,6 +54,8 @@ VALIDATION_CROP = 160
 VALIDATION_IMAGES = 10
 
 _REFERENCE_NOISE = 25.0
+_DIMMEST = 4.0
+_FEWEST = 0.25
 _HELD_OUT = 20
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}
 _LUMA = np.array([0.299, 0.587, 0.114])
@@ -275,6 +277,9 @@ def draw_patches(images: Sequence[Image], config: TrainingConfig, step: int) -> 
                 noisy[number, 0] - clean[number, 0], rng
             )
         elif kind < config.correlated + config.photon:
+            dimmer = np.exp(rng.uniform(0, np.log(_DIMMEST)))
+            clean[number] /= dimmer
+            noise_sigma[number] *= dimmer
             noisy[number], noise[number] = _counted(clean[number], rng)
     return Patches(
         torch.from_numpy(clean).float(),
@@ -315,7 +320,7 @@ def _counted(
     distribution, as EMCCD cameras and photomultipliers do. That doubles the variance of a count and
     leaves more outliers than photons alone.
     """
-    noise = PoissonGaussian(gain=1 / max(float(clean.mean()), 1.0), offset=0.0)
+    noise = PoissonGaussian(gain=1 / max(float(clean.mean()), _FEWEST), offset=0.0)
     if rng.integers(2):
         electron = noise.gain / 2
         return electron * rng.standard_gamma(rng.poisson(clean / electron)), noise
