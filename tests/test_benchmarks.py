@@ -19,7 +19,7 @@ if not (ROOT / "benchmarks").is_dir():
 if str(ROOT) not in sys.path:  # `pytest` doesn't add the current folder, `python -m pytest` does
     sys.path.insert(0, str(ROOT))
 
-from benchmarks import _common, quality, real_noise, speed  # noqa: E402
+from benchmarks import _common, photons, quality, real_noise, speed  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -175,6 +175,37 @@ class TestRealNoise:
         monkeypatch.setitem(_common.PEERS, "bm3d", missing)
         assert real_noise.main(["--data", str(data), "--pairs", "w2s-0", "--methods", "bm3d"]) == 0
         assert "| BM3D, with estimate_sigma | not installed |" in capsys.readouterr().out
+
+
+class TestPhotons:
+    @pytest.mark.parametrize("detector", photons.DETECTORS)
+    def test_counts_have_the_variance_of_their_noise_model(self, detector: str) -> None:
+        counts = photons.counted(np.full(200_000, 3.0), detector, np.random.default_rng(0))
+        assert counts.mean() == pytest.approx(3, abs=0.03)
+        assert counts.var() == pytest.approx(3 * photons.DETECTORS[detector], rel=0.02)
+
+    def test_runs(self, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        target = tmp_path / "photons.json"
+        arguments = ["--data", str(data), "--crops", "2", "--processes", "1", "--json", str(target)]
+        assert photons.main([*arguments, "--methods", "perona-malik", "skimage-nlm"]) == 0
+        rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+        assert len(rows) == 5
+        assert "–" not in "".join(rows)
+        scores = json.loads(target.read_text())["scores"]
+        assert len(scores) == 2 * 2 * 3 * 3
+        for detector in photons.DETECTORS:
+            for peak in photons.PEAKS:
+                noisy, ours, peer = (
+                    np.mean(
+                        [
+                            s["psnr"]
+                            for s in scores
+                            if (s["method"], s["detector"], s["peak"]) == (key, detector, peak)
+                        ]
+                    )
+                    for key in ("input", "perona-malik", "skimage-nlm")
+                )
+                assert min(ours, peer) > noisy + 5
 
 
 class TestSpeed:
