@@ -84,13 +84,6 @@ ADVICE = (
         "Denoise before interpolating, where you can.",
     ),
     Advice(
-        "Noise above a third of the range of the image",
-        "Perona–Malik",
-        "As above",
-        "Automatic",
-        "The networks were trained for weaker noise.",
-    ),
-    Advice(
         "Very large stacks, a quick look, or a strength to be set by hand",
         "Perona–Malik",
         "As above",
@@ -102,7 +95,8 @@ ADVICE = (
         "Fields of experts, U-Net, or K chosen by a network",
         "As above",
         "Automatic",
-        "These are the models of Valdivia Ortega, Haas and Effland (2024).",
+        "The models of Valdivia Ortega, Haas and Effland (2024), trained for noise of up to a "
+        "third of the range of the image.",
     ),
 )
 
