@@ -54,8 +54,12 @@ VALIDATION_CROP = 160
 VALIDATION_IMAGES = 10
 
 _REFERENCE_NOISE = 25.0
+
+# Of patches with photon noise: how far they are dimmed at most, and the mean intensity, in units of
+# their noise, below which the gain grows no more.
 _DIMMEST = 4.0
-_FEWEST = 0.25
+_DARKEST = 0.25
+
 _HELD_OUT = 20
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}
 _LUMA = np.array([0.299, 0.587, 0.114])
@@ -320,7 +324,7 @@ def _counted(
     distribution, as EMCCD cameras and photomultipliers do. That doubles the variance of a count and
     leaves more outliers than photons alone.
     """
-    noise = PoissonGaussian(gain=1 / max(float(clean.mean()), _FEWEST), offset=0.0)
+    noise = PoissonGaussian(gain=1 / max(float(clean.mean()), _DARKEST), offset=0.0)
     if rng.integers(2):
         electron = noise.gain / 2
         return electron * rng.standard_gamma(rng.poisson(clean / electron)), noise
