@@ -86,14 +86,14 @@ ADVICE = (
     Advice(
         "Very large stacks, a quick look, or a strength to be set by hand",
         "Perona–Malik",
-        "As above",
+        "As in the row of such images",
         "Automatic. More smooth more",
         "About one decibel weaker than Automatic, and about ten times faster.",
     ),
     Advice(
         "Comparisons with the literature",
         "Fields of experts, U-Net, or K chosen by a network",
-        "As above",
+        "As in the row of such images",
         "Automatic",
         "The models of Valdivia Ortega, Haas and Effland (2024), trained for noise of up to a "
         "third of the range of the image.",
