@@ -402,6 +402,20 @@ def progress(items: Iterable[Any], total: int, what: str) -> Iterator[Any]:
     print(file=sys.stderr)
 
 
+def mean_psnr(scores: Iterable[dict[str, Any]], **of: Any) -> float:
+    """Mean of those scores that are of the given method, level, …"""
+    chosen = [s["psnr"] for s in scores if all(s[name] == value for name, value in of.items())]
+    return float(np.mean(chosen))
+
+
+def add_method_arguments(parser: argparse.ArgumentParser, keys: Iterable[str]) -> None:
+    """``--methods``, ``--processes`` and ``--json``."""
+    keys = tuple(keys)
+    parser.add_argument("--methods", nargs="+", metavar="KEY", choices=keys, default=keys)
+    parser.add_argument("--processes", type=int, default=2, help="(default %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
+
+
 def add_data_argument(parser: argparse.ArgumentParser) -> None:
     """``--data FOLDER``, or the environment's LEARNED_DIFFUSION_DATA."""
     known = os.environ.get("LEARNED_DIFFUSION_DATA")

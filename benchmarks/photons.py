@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,8 @@ from benchmarks._common import (
     Crop,
     Image,
     add_data_argument,
+    add_method_arguments,
+    mean_psnr,
     print_provenance,
     print_table,
     progress,
@@ -68,14 +70,20 @@ def ours(key: str, noisy: Image, detector: str) -> Image:
 def stabilised(key: str, noisy: Image, detector: str) -> Image:
     """Another library's method between the Anscombe transform and its exact unbiased inverse.
 
-    That gives the expected count whose noisy copies have such a mean when they are transformed; it
-    is tabulated from draws. Of the method's settings it takes those that were tuned for noise 25.
+    Of the method's settings it takes those that were tuned for noise 25.
     """
     noise, peer = PoissonGaussian(DETECTORS[detector]), PEERS[key]
     v = np.asarray(peer.call(noise.stabilise(noisy), 1.0, **peer.at(25)), dtype=np.float64)
+    return np.interp(v, *inverse(detector))
+
+
+@cache
+def inverse(detector: str) -> tuple[Image, Image]:
+    """Means of stabilised counts, tabulated from draws, and the expected counts that have them."""
+    noise, rng = PoissonGaussian(DETECTORS[detector]), np.random.default_rng(0)
     expected = np.linspace(0, 1.5 * PEAKS[-1], 300)
-    draws = counted(np.repeat(expected[:, None], 5000, axis=1), detector, np.random.default_rng(0))
-    return np.interp(v, np.maximum.accumulate(noise.stabilise(draws).mean(axis=1)), expected)
+    draws = counted(np.repeat(expected[:, None], 5000, axis=1), detector, rng)
+    return np.maximum.accumulate(noise.stabilise(draws).mean(axis=1)), expected
 
 
 def methods() -> dict[str, Callable[[Image, str], Image]]:
@@ -109,35 +117,24 @@ def measure(folder: Path, keys: Sequence[str], bm3d_crops: int, task: Task) -> l
 
 
 def table(found: list[dict[str, Any]], keys: Sequence[str], crops: int) -> None:
+    conditions = [(detector, peak) for detector in DETECTORS for peak in PEAKS]
+    found = [f for f in found if f["crop"] < crops]
     rows = []
     for key in (INPUT, *keys):
-        cells = []
-        for detector in DETECTORS:
-            for peak in PEAKS:
-                values = [
-                    f["psnr"]
-                    for f in found
-                    if (f["method"], f["detector"], f["peak"]) == (key, detector, peak)
-                    and f["crop"] < crops
-                ]
-                cells.append(f"{np.mean(values):.2f}" if len(values) == crops else "–")
-        rows.append([title(key), *cells])
-    columns = [f"{detector}, {peak}" for detector in DETECTORS for peak in PEAKS]
+        means = (mean_psnr(found, method=key, detector=d, peak=p) for d, p in conditions)
+        rows.append([title(key), *(f"{m:.2f}" for m in means)])
+    columns = [f"{detector}, {peak}" for detector, peak in conditions]
     print_table([f"method, first {crops} crops", *columns], rows)
 
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.photons", description=__doc__)
     add_data_argument(parser)
-    parser.add_argument(
-        "--methods", nargs="+", metavar="KEY", choices=tuple(methods()), default=tuple(methods())
-    )
+    add_method_arguments(parser, methods())
     parser.add_argument("--crops", type=int, default=50, help="(default %(default)s)")
     parser.add_argument(
         "--bm3d-crops", type=int, default=5, help="BM3D takes seconds a crop (default %(default)s)"
     )
-    parser.add_argument("--processes", type=int, default=2, help="(default %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
     options = parser.parse_args(arguments)
     facts = provenance("photons", arguments, seeds=f"[{SEED}, crop, peak, detector]")
     print("# Few photons: PSNR in dB, by detector and photons at white\n")
@@ -153,8 +150,9 @@ def main(arguments: Sequence[str]) -> int:
         partial(measure, folder, options.methods, options.bm3d_crops), tasks, options.processes
     )
     found = [score for scores in progress(work, len(tasks), "crops") for score in scores]
-    table(found, options.methods, options.crops)
-    if "bm3d" in options.methods and options.bm3d_crops < options.crops:
+    is_short = "bm3d" in options.methods and options.bm3d_crops < options.crops
+    table(found, [k for k in options.methods if not (is_short and k == "bm3d")], options.crops)
+    if is_short and options.bm3d_crops:
         table(found, options.methods, options.bm3d_crops)
     write_json(options.json, facts | {"scores": found})
     return 0

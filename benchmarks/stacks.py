@@ -21,6 +21,8 @@ from benchmarks._common import (
     CROP_SIZE,
     Image,
     add_data_argument,
+    add_method_arguments,
+    mean_psnr,
     print_provenance,
     print_table,
     progress,
@@ -90,12 +92,8 @@ def measure(keys: Sequence[str], task: Task) -> list[dict[str, Any]]:
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.stacks", description=__doc__)
     add_data_argument(parser)
-    parser.add_argument(
-        "--methods", nargs="+", metavar="KEY", choices=tuple(models()), default=tuple(models())
-    )
+    add_method_arguments(parser, models())
     parser.add_argument("--slices", type=int, default=4, help="of each (default %(default)s)")
-    parser.add_argument("--processes", type=int, default=2, help="(default %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure there")
     options = parser.parse_args(arguments)
     facts = provenance("stacks", arguments, seeds=f"[{SEED}, stack, slice, level]")
     print("# Real stacks with added noise\n")
@@ -107,16 +105,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"## Noise of {level} % of the range: PSNR in dB\n")
         rows = []
         for key in (INPUT, *options.methods):
-            means = (
-                np.mean(
-                    [
-                        f["psnr"]
-                        for f in found
-                        if (f["method"], f["stack"], f["level"]) == (key, stack, level)
-                    ]
-                )
-                for stack in STACKS
-            )
+            means = (mean_psnr(found, method=key, stack=stack, level=level) for stack in STACKS)
             title = "noisy input" if key == INPUT else f"**{key}**"
             rows.append([title, *(f"{m:.2f}" for m in means)])
         print_table(["method", *STACKS.values()], rows)

@@ -145,6 +145,7 @@ def test_patches_depend_on_the_seed_and_the_step_alone():
     again = draw_patches(IMAGES.training, SHORT, 3)
     for a, b in zip(first[:3], again[:3], strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert first.noise == again.noise
     assert not torch.equal(first[1], draw_patches(IMAGES.training, SHORT, 4)[1])
 
 
