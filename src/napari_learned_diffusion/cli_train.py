@@ -44,6 +44,7 @@ OPTIONS: dict[str, tuple[str, str]] = {
     "correlated": (_TRAINING, "Part of the patches whose noise is correlated, from 0 to 1."),
     "photon": (_TRAINING, "Part of the patches whose noise is that of photons, from 0 to 1."),
     "lines": (_TRAINING, "Part of the patches that show the edges of an image, from 0 to 1."),
+    "blurred": (_TRAINING, "Part of the patches that are blurred, from 0 to 1."),
     "turned": (_TRAINING, "Look at the image in all orientations in training, too: slower."),
     "optimiser": (_TRAINING, "**muon** learns the kernels of large networks in fewer steps."),
     "learning_rate": (_TRAINING, "Highest learning rate."),
@@ -166,6 +167,16 @@ def train(
             help="Where to compute; **auto** takes the fastest.", rich_help_panel=_COMPUTING
         ),
     ] = "auto",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Processes that draw the next patches meanwhile. By default up to 8 beside a GPU, "
+            "and none on a CPU.",
+            rich_help_panel=_COMPUTING,
+            show_default=False,
+        ),
+    ] = None,
     onednn: Annotated[
         bool,
         typer.Option(
@@ -210,6 +221,7 @@ def train(
                 device=device,
                 resume=resume,
                 every=every,
+                workers=workers,
                 on_step=on_step,
             )
             trained = run(job, show)

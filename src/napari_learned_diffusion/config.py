@@ -222,6 +222,9 @@ class TrainingConfig:
     lines
         Part of the patches, from 0 to 1, that show the edges of an image instead of the image: thin
         bright lines on a dark ground, as fluorescence does.
+    blurred
+        Part of the patches, from 0 to 1, that are blurred before noise is added, as optics and
+        interpolation do: in them there is no detail as fine as a pixel.
     turned
         Whether a model that looks at the image in several orientations does so in training, at so
         many times the cost; by default it looks once.
@@ -244,6 +247,7 @@ class TrainingConfig:
     correlated: float = 0.0
     photon: float = 0.0
     lines: float = 0.0
+    blurred: float = 0.0
     turned: bool = False
     optimiser: OptimiserName = "adamw"
     learning_rate: float = 2e-3
@@ -260,7 +264,7 @@ class TrainingConfig:
             raise InvalidSettingError(
                 f"The noise range must be two numbers above 0, the lower first, not {low}, {high}."
             )
-        for name in ("correlated", "photon", "lines"):
+        for name in ("correlated", "photon", "lines", "blurred"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InvalidSettingError(
                     f"The part {name} must be from 0 to 1, not {getattr(self, name)}."

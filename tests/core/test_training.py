@@ -24,6 +24,7 @@ from napari_learned_diffusion.core.errors import (
     InvalidImageError,
     InvalidSettingError,
 )
+from napari_learned_diffusion.core.noise import Gaussian, PoissonGaussian
 from napari_learned_diffusion.core.schemes import Explicit
 from napari_learned_diffusion.core.solve import solve
 from napari_learned_diffusion.core.training import (
@@ -92,14 +93,14 @@ def test_patches_are_in_units_of_their_noise():
 
 def test_photon_noise_is_as_strong_and_as_skewed_as_its_model_says():
     config = TrainingConfig(batch=200, patch=32, noise_range=(10, 10), photon=1.0)
-    clean, noisy, noise_sigma, noise = draw_patches(IMAGES.training, config, 0)
+    clean, noisy, noise_sigma, gain = draw_patches(IMAGES.training, config, 0)
     assert 10 <= noise_sigma.min() < 12
     assert 36 < noise_sigma.max() <= 40
     assert (noisy - clean).mean().item() == pytest.approx(0, abs=0.01)
-    variances = torch.stack([m.variance(c) for m, c in zip(noise, clean, strict=True)])
+    gains = gain.view(-1, 1, 1, 1)
+    variances = gains * clean
     errors = (noisy - clean) / variances.sqrt()
     assert errors.std().item() == pytest.approx(1, abs=0.02)
-    gains = torch.tensor([m.gain for m in noise]).view(-1, 1, 1, 1)
     # Third moments are 1 for photons, and 3/2 where each electron is multiplied.
     skew = ((noisy - clean) ** 3 / (gains * variances)).mean((1, 2, 3))
     counts = noisy / gains
@@ -112,18 +113,20 @@ def test_photon_noise_is_as_strong_and_as_skewed_as_its_model_says():
 def test_photon_noise_is_stabilised_for_the_model_and_the_intensities_are_averaged():
     config = TrainingConfig(
         steps=1,
-        batch=4,
+        batch=8,
         patch=32,
         iterations=2,
         noise_range=(40, 40),
-        photon=1.0,
+        photon=0.5,
         learning_rate=1e-9,
     )
     patches = draw_patches(IMAGES.training, config, 0)
+    assert 0 < (patches.gain > 0).sum() < 8
     model = small()
     step = next(fit(model, IMAGES, config, every=9))
     errors = []
-    for clean, noisy, noise in zip(patches.clean, patches.noisy, patches.noise, strict=True):
+    for clean, noisy, gain in zip(patches.clean, patches.noisy, patches.gain, strict=True):
+        noise = PoissonGaussian(gain.item()) if gain else Gaussian(1)
         run = solve(noisy[None], model, noise=noise, scheme=Explicit(config.tau), iterations=2)
         errors.append((run.u - clean).square().mean().item())
     weights = patches.noise_sigma / 25
@@ -139,14 +142,32 @@ def test_lines_are_bright_on_a_dark_ground():
     assert clean.median() < 0.1 * 255
 
 
+def test_blurred_patches_have_nothing_finer_than_a_pixel_or_some():
+    fine = np.random.default_rng(0).uniform(30, 220, (64, 64)).astype(np.float32)
+    config = TrainingConfig(batch=16, patch=32, noise_range=(1, 1), blurred=0.5)
+    clean, *_ = draw_patches([fine], config, 0)
+    contrast = clean.std(dim=(1, 2, 3))
+    is_blurred = contrast < 0.8 * fine.std()
+    assert 3 < is_blurred.sum() < 13
+    assert contrast[~is_blurred].min() > 0.9 * fine.std()
+    assert clean.mean().item() == pytest.approx(fine.mean(), rel=0.02)
+
+
 def test_patches_depend_on_the_seed_and_the_step_alone():
     first = draw_patches(IMAGES.training, SHORT, 3)
     np.random.seed(1)  # noqa: NPY002 - nobody else's random numbers matter
     again = draw_patches(IMAGES.training, SHORT, 3)
-    for a, b in zip(first[:3], again[:3], strict=True):
+    for a, b in zip(first, again, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
-    assert first.noise == again.noise
     assert not torch.equal(first[1], draw_patches(IMAGES.training, SHORT, 4)[1])
+
+
+def test_patches_drawn_by_other_processes_are_the_same():
+    alone, helped = small(), small()
+    list(fit(alone, IMAGES, SHORT))
+    list(fit(helped, IMAGES, SHORT, workers=2))
+    for name, parameter in alone.state_dict().items():
+        torch.testing.assert_close(helped.state_dict()[name], parameter, rtol=0, atol=0)
 
 
 def test_patches_are_turned_and_flipped():

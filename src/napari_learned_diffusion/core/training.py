@@ -28,13 +28,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset
 
 from napari_learned_diffusion.config import CHECKPOINT_EVERY, TrainingConfig
 from napari_learned_diffusion.core.diffusivity.base import LearnedDiffusivity
 from napari_learned_diffusion.core.distributed import mean_over_processes, rank_and_number
 from napari_learned_diffusion.core.errors import InvalidImageError, InvalidSettingError
 from napari_learned_diffusion.core.metrics import psnr
-from napari_learned_diffusion.core.noise import Gaussian, NoiseModel, PoissonGaussian
+from napari_learned_diffusion.core.noise import Gaussian, PoissonGaussian
 from napari_learned_diffusion.core.optimisers import Optimiser
 from napari_learned_diffusion.core.schemes import Explicit
 from napari_learned_diffusion.core.solve import iterate, solve
@@ -59,6 +60,9 @@ _REFERENCE_NOISE = 25.0
 # their noise, below which the gain grows no more.
 _DIMMEST = 4.0
 _DARKEST = 0.25
+
+# Standard deviation in pixels of what blurs a patch, the smallest and the largest.
+_BLUR = 0.5, 3.0
 
 _HELD_OUT = 20
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}
@@ -152,6 +156,7 @@ def fit(
     checkpoint: Path | None = None,
     resume: bool = True,
     every: int = CHECKPOINT_EVERY,
+    workers: int = 0,
 ) -> Generator[TrainStep, None, None]:
     """Train a model in place, step by step.
 
@@ -165,6 +170,8 @@ def fit(
         Whether the run goes on from a checkpoint that is there already.
     every
         Steps between two validations, after each of which the checkpoint is written.
+    workers
+        Processes that draw the patches of the next steps meanwhile; 0 draws them in between.
 
     Yields
     ------
@@ -192,12 +199,20 @@ def fit(
     objective: nn.Module = _Objective(model, config)
     if number > 1:
         objective = DistributedDataParallel(objective)
-    for step in range(done, config.steps):
+    steps = range(done, config.steps)
+    drawn = DataLoader(
+        _Steps(images.training, config, rank, number),
+        batch_size=None,
+        sampler=steps,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        generator=torch.Generator(),  # which nobody else draws from
+    )
+    for step, patches in zip(steps, drawn, strict=True):
         rate = learning_rate(step, config.steps, config.learning_rate)
-        patches = draw_patches(images.training, config, step).share(rank, number, device)
         # There is nothing else that the models do otherwise in training.
         model.train(not config.turned)
-        loss: Tensor = objective(patches)
+        loss: Tensor = objective(patches.on(device))
         # What the processes agree on, so that all of them stop.
         mean_loss = mean_over_processes(loss.detach())
         descend(optimiser, loss, mean_loss, rate, step)
@@ -245,19 +260,34 @@ class Patches(NamedTuple):
         the mean intensity.
     noise_sigma
         ``(batch,)``, standard deviation of the noise on the 0-255 scale.
-    noise
-        The noise model of each patch.
+    gain
+        ``(batch,)``, of photon noise, in the unit of the patches; 0 for any other noise.
     """
 
     clean: Tensor
     noisy: Tensor
     noise_sigma: Tensor
-    noise: tuple[NoiseModel, ...]
+    gain: Tensor
 
-    def share(self, rank: int, number: int, device: torch.device) -> Patches:
+    def share(self, rank: int, number: int) -> Patches:
         """What one of several processes learns from."""
-        clean, noisy, noise_sigma = (t[rank::number].to(device) for t in self[:3])
-        return Patches(clean, noisy, noise_sigma, self.noise[rank::number])
+        return Patches(*(tensor[rank::number] for tensor in self))
+
+    def on(self, device: torch.device) -> Patches:
+        """The same on a device."""
+        return Patches(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+class _Steps(Dataset[Patches]):
+    """By the number of a step, what a process learns from in it."""
+
+    def __init__(
+        self, images: Sequence[Image], config: TrainingConfig, rank: int, number: int
+    ) -> None:
+        self._images, self._config, self._rank, self._number = images, config, rank, number
+
+    def __getitem__(self, step: int) -> Patches:
+        return draw_patches(self._images, self._config, step).share(self._rank, self._number)
 
 
 def draw_patches(images: Sequence[Image], config: TrainingConfig, step: int) -> Patches:
@@ -269,12 +299,13 @@ def draw_patches(images: Sequence[Image], config: TrainingConfig, step: int) -> 
         y, x = (rng.integers(n - config.patch + 1) for n in image.shape)
         patch = np.rot90(image[y : y + config.patch, x : x + config.patch], int(rng.integers(4)))
         patch = patch[:, ::-1] if rng.integers(2) else patch
-        patches.append(_lines(patch, rng) if rng.random() < config.lines else patch)
+        patch = _lines(patch, rng) if rng.random() < config.lines else patch
+        patches.append(_blurred(patch, rng) if rng.random() < config.blurred else patch)
     low, high = np.log(config.noise_range)
     noise_sigma = np.exp(rng.uniform(low, high, config.batch))
     clean = np.stack(patches)[:, None] / noise_sigma[:, None, None, None]
     noisy = clean + rng.normal(size=clean.shape)
-    noise: list[NoiseModel] = [Gaussian(1.0)] * config.batch
+    gain = np.zeros(config.batch)
     for number, kind in enumerate(rng.random(config.batch)):
         if kind < config.correlated:
             noisy[number, 0] = clean[number, 0] + _correlated(
@@ -284,13 +315,8 @@ def draw_patches(images: Sequence[Image], config: TrainingConfig, step: int) -> 
             dimmer = np.exp(rng.uniform(0, np.log(_DIMMEST)))
             clean[number] /= dimmer
             noise_sigma[number] *= dimmer
-            noisy[number], noise[number] = _counted(clean[number], rng)
-    return Patches(
-        torch.from_numpy(clean).float(),
-        torch.from_numpy(noisy).float(),
-        torch.from_numpy(noise_sigma).float(),
-        tuple(noise),
-    )
+            noisy[number], gain[number] = _counted(clean[number], rng)
+    return Patches(*(torch.from_numpy(a).float() for a in (clean, noisy, noise_sigma, gain)))
 
 
 def _correlated(white: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
@@ -317,18 +343,18 @@ def _correlated(white: NDArray[np.float64], rng: np.random.Generator) -> NDArray
 
 def _counted(
     clean: NDArray[np.float64], rng: np.random.Generator
-) -> tuple[NDArray[np.float64], PoissonGaussian]:
-    """Photon noise of variance 1 at the mean intensity.
+) -> tuple[NDArray[np.float64], float]:
+    """Photon noise of variance 1 at the mean intensity, and its gain.
 
     Every other time the detector multiplies each electron by a number of its own, of exponential
     distribution, as EMCCD cameras and photomultipliers do. That doubles the variance of a count and
     leaves more outliers than photons alone.
     """
-    noise = PoissonGaussian(gain=1 / max(float(clean.mean()), _DARKEST), offset=0.0)
+    gain = 1 / max(float(clean.mean()), _DARKEST)
     if rng.integers(2):
-        electron = noise.gain / 2
-        return electron * rng.standard_gamma(rng.poisson(clean / electron)), noise
-    return noise.gain * rng.poisson(clean / noise.gain).astype(np.float64), noise
+        electron = gain / 2
+        return electron * rng.standard_gamma(rng.poisson(clean / electron)), gain
+    return gain * rng.poisson(clean / gain).astype(np.float64), gain
 
 
 def _lines(patch: Image, rng: np.random.Generator) -> Image:
@@ -339,6 +365,14 @@ def _lines(patch: Image, rng: np.random.Generator) -> Image:
     brightest = max(float(np.percentile(edges, 99.5)), 1.0)
     edges *= GREY_LEVELS / brightest
     return edges.clip(0, GREY_LEVELS)
+
+
+def _blurred(patch: Image, rng: np.random.Generator) -> Image:
+    """A patch with nothing finer than a pixel or some, as optics and interpolation leave it."""
+    from scipy.ndimage import gaussian_filter
+
+    blurred: Image = gaussian_filter(patch, np.exp(rng.uniform(*np.log(_BLUR))))
+    return blurred
 
 
 class _Objective(nn.Module):
@@ -354,20 +388,22 @@ class _Objective(nn.Module):
 
 
 class _OfEach:
-    """The noise of a batch: a model for each plane."""
+    """The noise of a batch: of photons in the planes that have a gain, else of variance 1."""
 
     is_zero = False
 
-    def __init__(self, models: Sequence[NoiseModel]) -> None:
-        self._models = models
+    def __init__(self, gain: Tensor) -> None:
+        gain = gain.view(-1, 1, 1, 1)
+        self._of_photons = gain > 0
+        self._gain = gain.where(self._of_photons, 1.0)
 
     def stabilise(self, intensity: Tensor) -> Tensor:
-        planes = intensity.unbind()
-        return torch.stack([m.stabilise(u) for m, u in zip(self._models, planes, strict=True)])
+        counts = intensity / self._gain
+        return torch.where(self._of_photons, PoissonGaussian(1.0).stabilise(counts), intensity)
 
 
 def _diffuse(model: LearnedDiffusivity, patches: Patches, config: TrainingConfig) -> Tensor:
-    u, noise = patches.noisy, _OfEach(patches.noise)
+    u, noise = patches.noisy, _OfEach(patches.gain)
     for state in iterate(
         u,
         model.adapted(noise.stabilise(u), config.iterations * config.tau),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -33,6 +34,8 @@ from napari_learned_diffusion.core.training import (
 )
 from napari_learned_diffusion.core.weights import read_model, read_tensors, write_model
 from napari_learned_diffusion.jobs.progress import Job, Progress
+
+_MOST_DRAWING = 8
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ def train(
     device: str = "auto",
     resume: bool = True,
     every: int = CHECKPOINT_EVERY,
+    workers: int | None = None,
     on_step: Callable[[TrainStep], None] | None = None,
 ) -> Job[Trained]:
     """Train ``model`` and write ``MODEL.safetensors`` and ``MODEL.json``.
@@ -94,6 +98,9 @@ def train(
         Whether to go on from a checkpoint that is there already.
     every
         Steps between two validations and checkpoints.
+    workers
+        Processes that draw the patches of the next steps meanwhile; ``None`` for one on each of up
+        to 8 cores beside a GPU, none on a CPU, which has its cores for the network.
     on_step
         Called after every step.
 
@@ -126,9 +133,18 @@ def train(
     if start is not None:
         made.load_state_dict(_begin_with(start, made))
     # Convolutions are faster so, those in bfloat16 twice as fast.
-    made = made.to(resolve_device(device), memory_format=torch.channels_last)  # type: ignore[call-overload]
+    target = resolve_device(device)
+    made = made.to(target, memory_format=torch.channels_last)  # type: ignore[call-overload]
     checkpoint = output / f"{model}.checkpoint.safetensors"
-    steps = fit(made, images, config, checkpoint=checkpoint, resume=resume, every=every)
+    steps = fit(
+        made,
+        images,
+        config,
+        checkpoint=checkpoint,
+        resume=resume,
+        every=every,
+        workers=_drawing(target) if workers is None else workers,
+    )
     try:
         for step in steps:
             if on_step is not None:
@@ -151,6 +167,11 @@ def train(
         card.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", "utf-8")
         checkpoint.unlink(missing_ok=True)
     return Trained(weights, card, validation, images.skipped)
+
+
+def _drawing(device: torch.device) -> int:
+    """How many processes draw patches beside a training on a device."""
+    return 0 if device.type == "cpu" else min(_MOST_DRAWING, (os.cpu_count() or 2) - 1)
 
 
 def _begin_with(start: Path, made: LearnedDiffusivity) -> dict[str, torch.Tensor]:
