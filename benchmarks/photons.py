@@ -96,11 +96,15 @@ def methods() -> dict[str, Callable[[Image, str], Image]]:
     }
 
 
-def measure(folder: Path, keys: Sequence[str], bm3d_crops: int, task: Task) -> list[dict[str, Any]]:
+def measure(
+    folder: Path, blur: float, keys: Sequence[str], bm3d_crops: int, task: Task
+) -> list[dict[str, Any]]:
     """All methods on one crop."""
+    from scipy.ndimage import gaussian_filter
+
     from napari_learned_diffusion.core.metrics import psnr
 
-    clean = read_crop(folder, task.crop) * (task.peak / DATA_RANGE)
+    clean = gaussian_filter(read_crop(folder, task.crop), blur) * (task.peak / DATA_RANGE)
     number = list(DETECTORS).index(task.detector)
     rng = np.random.default_rng([SEED, task.crop.number, task.peak, number])
     noisy = counted(clean, task.detector, rng)
@@ -135,6 +139,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--bm3d-crops", type=int, default=5, help="BM3D takes seconds a crop (default %(default)s)"
     )
+    parser.add_argument(
+        "--blur",
+        type=float,
+        default=0.0,
+        metavar="PIXELS",
+        help="standard deviation of what blurs the crops first, as optics do (default %(default)s)",
+    )
     options = parser.parse_args(arguments)
     facts = provenance("photons", arguments, seeds=f"[{SEED}, crop, peak, detector]")
     print("# Few photons: PSNR in dB, by detector and photons at white\n")
@@ -146,9 +157,8 @@ def main(arguments: Sequence[str]) -> int:
         for peak in PEAKS
     ]
     folder = options.data / "bsds500" / "val"
-    work = parallel(
-        partial(measure, folder, options.methods, options.bm3d_crops), tasks, options.processes
-    )
+    run = partial(measure, folder, options.blur, options.methods, options.bm3d_crops)
+    work = parallel(run, tasks, options.processes)
     found = [score for scores in progress(work, len(tasks), "crops") for score in scores]
     is_short = "bm3d" in options.methods and options.bm3d_crops < options.crops
     table(found, [k for k in options.methods if not (is_short and k == "bm3d")], options.crops)

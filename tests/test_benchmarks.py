@@ -200,6 +200,17 @@ class TestPhotons:
                 )
                 assert min(ours, peer) > noisy + 5
 
+    def test_blurred_crops_are_easier(self, data: Path, tmp_path: Path) -> None:
+        means = []
+        for blur in ("0", "3"):
+            target = tmp_path / f"{blur}.json"
+            arguments = ["--data", str(data), "--crops", "1", "--processes", "1", "--blur", blur]
+            methods = ["--methods", "perona-malik"]
+            assert photons.main([*arguments, "--json", str(target), *methods]) == 0
+            scores = json.loads(target.read_text())["scores"]
+            means.append(_common.mean_psnr(scores, method="perona-malik"))
+        assert means[1] > means[0]
+
 
 class TestSpeed:
     def test_runs(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

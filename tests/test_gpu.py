@@ -50,14 +50,17 @@ def noisy(size: int = 160, noise_sigma: float = 20) -> np.ndarray:
 
 
 @pytest.mark.parametrize("key", sorted(REGISTRY))
-def test_results_are_those_of_the_cpu(gpu, key):
+@pytest.mark.parametrize(("rounded", "tolerance"), [(False, 1e-5), (True, 1e-3)])
+def test_results_are_those_of_the_cpu(gpu, key, rounded, tolerance, monkeypatch):
+    # By default PyTorch rounds what a convolution multiplies to 10 bits on NVIDIA's GPUs.
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", rounded)
     image = noisy()
     image[30:40, 50:70] = np.nan
     for call in (denoise, diffusivity):
         here = call(image, model=key, noise_sigma=20, device="cpu")
         there = call(image, model=key, noise_sigma=20, device=gpu)
         scale = np.nanmax(here) - np.nanmin(here)
-        np.testing.assert_allclose(there, here, rtol=0, atol=1e-4 * scale)
+        np.testing.assert_allclose(there, here, rtol=0, atol=tolerance * scale)
 
 
 @pytest.mark.parametrize("key", sorted(REGISTRY))
@@ -150,6 +153,8 @@ def test_training_is_that_of_the_cpu(gpu):
     assert losses[gpu] == pytest.approx(losses["cpu"], rel=0.02)
 
 
+# PyTorch forks, which Python 3.12 warns of where there are threads.
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_training_goes_on_on_the_other_device(gpu, tmp_path):
     from skimage.io import imsave
 

@@ -162,6 +162,8 @@ def test_patches_depend_on_the_seed_and_the_step_alone():
     assert not torch.equal(first[1], draw_patches(IMAGES.training, SHORT, 4)[1])
 
 
+# PyTorch forks, which Python 3.12 warns of where there are threads.
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_patches_drawn_by_other_processes_are_the_same():
     alone, helped = small(), small()
     list(fit(alone, IMAGES, SHORT))
