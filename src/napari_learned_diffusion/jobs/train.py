@@ -151,6 +151,11 @@ def train(
                 on_step(step)
             yield Progress(step.step, config.steps, _message(step))
     except (MemoryError, RuntimeError) as error:
+        if "DataLoader worker" in str(error):
+            raise DeviceError(
+                "A process that draws patches has ended, perhaps because memory ran out. "
+                "Go on with fewer workers, or with 0."
+            ) from error
         if not is_out_of_memory(error):
             raise
         raise DeviceError(
