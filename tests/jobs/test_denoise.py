@@ -34,6 +34,7 @@ from napari_learned_diffusion.jobs.denoise import (
     denoise_stack,
     prepare,
 )
+from napari_learned_diffusion.jobs.prepare import placed
 from napari_learned_diffusion.jobs.progress import run
 
 CPU = DiffusionConfig(model="perona-malik", device="cpu")
@@ -495,6 +496,18 @@ def test_the_default_model_follows_the_device():
     assert suitable_model(DiffusionConfig(), "cuda") == suitable_model(DiffusionConfig(), "mps")
     assert suitable_model(DiffusionConfig(), "cuda") == BEST_MODEL
     assert suitable_model(DiffusionConfig(contrast=0.5), "cuda") == CLASSICAL_MODEL
+
+
+def test_the_device_follows_the_model(monkeypatch):
+    monkeypatch.setattr(
+        "napari_learned_diffusion.core.device.available_devices", lambda: ["cuda", "cpu"]
+    )
+    assert placed(DiffusionConfig()) == DiffusionConfig(BEST_MODEL, device="cuda")
+    assert placed(DiffusionConfig(STANDARD_MODEL)).device == "cuda"
+    # It has kernels on the CPU, for single precision.
+    assert placed(DiffusionConfig(CLASSICAL_MODEL)).device == "cpu"
+    assert placed(DiffusionConfig(contrast=0.5)).device == "cpu"
+    assert placed(DiffusionConfig(CLASSICAL_MODEL, precision="float64")).device == "cuda"
 
 
 def test_more_iterations_than_a_model_has_are_refused_before_anything_is_done():

@@ -133,11 +133,11 @@ class PlaneWorker:
         return self._kept
 
     def _load(self, prepared: Prepared, task: PlaneTask) -> PlaneSolver:
-        from napari_learned_diffusion.core.device import resolve_device
         from napari_learned_diffusion.jobs.plane_solver import PlaneSolver
+        from napari_learned_diffusion.jobs.prepare import placed
 
         # A worker may have another device than the client that has prepared the settings.
-        device = str(resolve_device(task.config.device, task.config.precision))
+        device = placed(task.config).device
         prepared = replace(prepared, config=prepared.config.with_(device=device))
         solver = PlaneSolver(prepared, task.spacing, self._tiling)
         if self._weights is not None and solver.iterations:
@@ -290,9 +290,7 @@ def settled(config: DiffusionConfig) -> DiffusionConfig:
     DeviceError
         if the device isn't there.
     """
-    from napari_learned_diffusion.core.device import resolve_device
-    from napari_learned_diffusion.core.zoo import suitable_model
+    from napari_learned_diffusion.jobs.prepare import placed
 
     # Better to fail here than in every worker.
-    device = resolve_device(config.device, config.precision)
-    return config.with_(model=suitable_model(config, device.type))
+    return config.with_(model=placed(config).model)

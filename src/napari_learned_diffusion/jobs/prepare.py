@@ -76,6 +76,27 @@ class Prepared:
         return self.config.noise
 
 
+def placed(config: DiffusionConfig) -> DiffusionConfig:
+    """The configuration with the model chosen, and the device that is the fastest for it.
+
+    A GPU has to be told each of the many small steps of `perona-malik`, which takes it longer than
+    a CPU takes to do them.
+
+    Raises
+    ------
+    DeviceError
+        if the device isn't there.
+    UnknownModelError
+        if there is no such model.
+    """
+    device = resolve_device(config.device, config.precision)
+    key = suitable_model(config, device.type)
+    single = config.precision != "float64"
+    if config.device == "auto" and single and diffusivity_class(key).whole_steps_on_cpu:
+        device = resolve_device("cpu")
+    return config.with_(model=key, device=str(device))
+
+
 def prepare(
     image: Any,
     config: DiffusionConfig | None = None,
@@ -99,10 +120,9 @@ def prepare(
         if the image can't be denoised, the model or the device isn't there, or settings contradict
         each other.
     """
-    requested = config = config or DiffusionConfig()
+    requested = config or DiffusionConfig()
     rows_columns = check_image(image, plane_axes)
-    device = resolve_device(config.device, config.precision)
-    config = config.with_(model=suitable_model(config, device.type))
+    config = placed(requested)
     model = diffusivity_class(config.model)
     _check_model(config)
     indices = list(plane_indices(tuple(image.shape), rows_columns))
@@ -120,7 +140,7 @@ def prepare(
             estimate = replace(estimate, message=learned)
         noise = estimate.model
         differ = estimate.slices_differ and _can_tell(samples, kind)
-    config = config.with_(noise=noise, device=str(device))
+    config = config.with_(noise=noise)
     if noise.is_zero:
         # Nothing will be done; the rest is filled in only so that nothing is left open.
         idle = config.with_(iterations=0, contrast=1.0, tau=STABLE_TAU, presmooth_sigma=0.0)

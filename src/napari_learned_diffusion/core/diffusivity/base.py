@@ -48,6 +48,10 @@ class Diffusivity(nn.Module, ABC):
 
     key: ClassVar[str]
 
+    whole_steps_on_cpu: ClassVar[bool] = False
+    """Whether there are kernels for whole steps on the CPU, in single precision, which make it the
+    fastest device."""
+
     @abstractmethod
     def conductances(self, v: Tensor, stencil: Stencil, valid: Tensor | None, step: int) -> Tensor:
         """Conductances of all edges for one diffusion step.

@@ -88,6 +88,7 @@ class PeronaMalik(Diffusivity):
     """
 
     key = "perona-malik"
+    whole_steps_on_cpu = True
 
     def __init__(
         self, contrast: float, function: Function = "rational", presmooth_sigma: float = 0.0
