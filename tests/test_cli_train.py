@@ -134,7 +134,7 @@ def test_every_setting_reaches_the_job(
 
     monkeypatch.setattr("napari_learned_diffusion.jobs.train.train", watch)
     other = TrainingConfig(
-        2, 2, 20, 3, 0.2, (4.0, 9.0), 0.5, 0.25, 0.125, True, "muon", 1e-4, True, 8
+        2, 2, 20, 3, 0.2, (4.0, 9.0), 0.5, 0.25, 0.125, 0.75, True, "muon", 1e-4, True, 8
     )
     options = []
     for field in fields(TrainingConfig):
@@ -143,10 +143,12 @@ def test_every_setting_reaches_the_job(
         options += [cli_train.flag(field.name), *values]
     folders = ("--data", folder, "--data", folder)
     more = ("--data-name", "squares", "--every", 1, "--no-onednn", "--restart", "--device", "cpu")
+    more += ("--workers", 0)
     succeed("-m", "foe-splines", *folders, "--out", out, *options, *more, *SIZES)
     assert seen["arguments"] == ("foe-splines", (folder, folder), out, other)
     assert (seen["data_name"], seen["architecture"], seen["device"]) == ("squares", SMALL, "cpu")
     assert (seen["every"], seen["resume"], seen["onednn"]) == (1, False, False)
+    assert seen["workers"] == 0
     assert set(cli_train.OPTIONS) == {field.name for field in fields(TrainingConfig)}
 
 

@@ -92,7 +92,7 @@ def test_patches_are_in_units_of_their_noise():
 
 
 def test_photon_noise_is_as_strong_and_as_skewed_as_its_model_says():
-    config = TrainingConfig(batch=200, patch=32, noise_range=(10, 10), photon=1.0)
+    config = TrainingConfig(batch=1000, patch=32, noise_range=(10, 10), photon=1.0)
     clean, noisy, noise_sigma, gain = draw_patches(IMAGES.training, config, 0)
     assert 10 <= noise_sigma.min() < 12
     assert 36 < noise_sigma.max() <= 40
@@ -105,8 +105,8 @@ def test_photon_noise_is_as_strong_and_as_skewed_as_its_model_says():
     skew = ((noisy - clean) ** 3 / (gains * variances)).mean((1, 2, 3))
     counts = noisy / gains
     is_whole = (counts - counts.round()).abs().amax((1, 2, 3)) < 1e-3
-    assert 70 < is_whole.sum() < 130
-    assert skew[is_whole].mean().item() == pytest.approx(1, abs=0.1)
+    assert 430 < is_whole.sum() < 570
+    assert skew[is_whole].mean().item() == pytest.approx(1, abs=0.15)
     assert skew[~is_whole].mean().item() == pytest.approx(1.5, abs=0.15)
 
 

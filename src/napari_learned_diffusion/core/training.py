@@ -275,7 +275,8 @@ class Patches(NamedTuple):
 
     def on(self, device: torch.device) -> Patches:
         """The same on a device."""
-        return Patches(*(tensor.to(device, non_blocking=True) for tensor in self))
+        meanwhile = device.type == "cuda"  # what it takes, pinned memory, is there for these
+        return Patches(*(tensor.to(device, non_blocking=meanwhile) for tensor in self))
 
 
 class _Steps(Dataset[Patches]):
