@@ -17,6 +17,7 @@ from napari_learned_diffusion.core.finetuning import (
     Diffusion,
     FineTuneStep,
     HeldOut,
+    HeldOutError,
     Patches,
     Scene,
     adapt,
@@ -129,8 +130,8 @@ def test_the_best_step_is_kept(mode):
     assert looks[done[-1].best_step] == done[-1].best_held_out
     assert done[-1].best_held_out < looks[0]
     held = HeldOut(scenes, config, RUN)
-    assert held.begin(start) == looks[0]
-    assert held.look(model) == pytest.approx(done[-1].best_held_out, rel=1e-5)
+    assert held.begin(start).value == looks[0]
+    assert held.look(model).value == pytest.approx(done[-1].best_held_out, rel=1e-5)
 
 
 def test_the_same_seed_gives_the_same_model():
@@ -221,3 +222,12 @@ def test_gains_in_decibels():
 def test_settings_out_of_their_range_are_refused(wrong):
     with pytest.raises(InvalidSettingError):
         FineTuneConfig(**wrong)
+
+
+def test_what_is_better_is_so_where_the_noise_is_a_little_weaker_or_stronger():
+    start = HeldOutError(1.0, 0.5)
+    assert HeldOutError(0.98, 0.5).is_below(start)
+    assert not HeldOutError(1.02, 0.5).is_below(start)
+    for of_noise in (0.2, 0.8):  # smoother, or sharper
+        assert not HeldOutError(0.98, of_noise).is_below(start)
+        assert HeldOutError(0.96, of_noise).is_below(start)

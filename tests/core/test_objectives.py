@@ -99,10 +99,14 @@ def test_stein_s_estimate_is_the_error(length):
         noisy = source.add(clean, rng)
         probe = source.draw(clean, rng)
         batch = [as_batch([a], CPU) for a in (noisy, probe, np.full(clean.shape, 16.0), weight)]
-        found.append(sure(smoothed, *batch))
+        found.append(sure(smoothed, *batch)[0])
         u = smoothed(batch[0])
         true.append(float(squared_error(u, as_batch([clean], CPU), batch[3])))
     assert np.mean(found) == pytest.approx(np.mean(true), rel=0.1)
+    # Noise of another variance changes the estimate by that part of it.
+    value, of_noise = sure(smoothed, *batch)
+    other = [batch[0], batch[1] * 1.1**0.5, batch[2] * 1.1, batch[3]]
+    assert sure(smoothed, *other)[0] == pytest.approx(value + 0.1 * of_noise, rel=1e-4)
 
 
 def test_errors_count_where_the_weight_is():

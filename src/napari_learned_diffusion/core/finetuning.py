@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,6 +49,9 @@ MOST_CREDIBLE, LEAST_KNOWN = 0.25, 0.1
 """Without a clean image errors are estimated, and wrong by some percent of the noise's variance, as
 that is. Below `LEAST_KNOWN` of it a gain of more than `MOST_CREDIBLE` decibels isn't believed:
 where the noise was overestimated, the estimate rewards smoothing for its own sake."""
+
+UNCERTAINTY = 0.1
+"""By which part the variance of the noise may be wrong. What is better must be so all the same."""
 
 WINDOW = 128
 """Largest edge of the windows that the held-out part is looked at in, in pixels."""
@@ -198,7 +201,7 @@ def adapt(
     model.eval()
     start = held.begin(model)
     best_step, best_held_out, looks_without, is_credible = 0, start, 0, True
-    yield FineTuneStep(0, math.nan, start, 0, start)
+    yield FineTuneStep(0, math.nan, start.value, 0, start.value)
     for step in range(config.steps):
         if stop is not None and stop():
             break
@@ -213,13 +216,19 @@ def adapt(
             looks_without += 1
             is_credible = (
                 knows_truth(config)
-                or held_out >= LEAST_KNOWN
-                or gain(start, held_out) <= MOST_CREDIBLE
+                or held_out.value >= LEAST_KNOWN
+                or gain(start.value, held_out.value) <= MOST_CREDIBLE
             )
-            if held_out < best_held_out and is_credible:
+            if held_out.is_below(best_held_out) and is_credible:
                 best, best_step, best_held_out = deepcopy(model.state_dict()), step + 1, held_out
                 looks_without = 0
-        yield FineTuneStep(step + 1, float(loss.detach()), held_out, best_step, best_held_out)
+        yield FineTuneStep(
+            step + 1,
+            float(loss.detach()),
+            None if held_out is None else held_out.value,
+            best_step,
+            best_held_out.value,
+        )
         if looks_without >= config.patience or not is_credible:
             break
     model.load_state_dict(best)
@@ -412,6 +421,26 @@ def _around(mask: Mask) -> tuple[slice, slice]:
     return edges[0], edges[1]
 
 
+class HeldOutError(NamedTuple):
+    """The error on the held-out part, over the scale.
+
+    Parameters
+    ----------
+    value
+        Measured or estimated.
+    of_noise
+        What of it is in proportion to the variance of the noise; 0 where it was measured.
+    """
+
+    value: float
+    of_noise: float
+
+    def is_below(self, other: HeldOutError) -> bool:
+        """Whether it is smaller, also where the variance is wrong by its `UNCERTAINTY`."""
+        less, more = other.value - self.value, other.of_noise - self.of_noise
+        return less > UNCERTAINTY * abs(more)
+
+
 class HeldOut:
     """Looks at the held-out part.
 
@@ -430,7 +459,7 @@ class HeldOut:
         self.windows = windows_of(held_out, config.seed, MOST_WINDOWS)
         self.scales = np.ones(len(scenes))
 
-    def begin(self, model: LearnedDiffusivity) -> float:
+    def begin(self, model: LearnedDiffusivity) -> HeldOutError:
         """Set the scales; the error of the starting model, about 1."""
         if not knows_truth(self.config):
             # An estimate of an error may be anything, and its scale is the noise's.
@@ -438,7 +467,7 @@ class HeldOut:
             return self.look(model)
         inside = [scene.learn | scene.held_out for scene in self.scenes]
         most = max(MOST_WINDOWS, len(inside))
-        errors, pixels = self._errors(model, windows_of(inside, self.config.seed, most))
+        (errors, _), pixels = self._errors(model, windows_of(inside, self.config.seed, most))
         noise = np.array([scene.noise_variance for scene in self.scenes])
         seen = pixels > 0
         relative = errors[seen] / noise[seen]
@@ -448,23 +477,25 @@ class HeldOut:
         self.scales[seen] = noise[seen] * relative
         return self.look(model)
 
-    def look(self, model: LearnedDiffusivity) -> float:
+    def look(self, model: LearnedDiffusivity) -> HeldOutError:
         """Mean over the held-out pixels of the error, or of its estimate, over the scale."""
         errors, pixels = self._errors(model, self.windows)
-        return float(np.average(errors / self.scales, weights=pixels))
+        return HeldOutError(*np.average(errors / self.scales, axis=1, weights=pixels).tolist())
 
     def _errors(
         self, model: LearnedDiffusivity, windows: Sequence[Window]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Squared error of each scene, and the number of pixels that it was measured on."""
-        sums, pixels = np.zeros(len(self.scenes)), np.zeros(len(self.scenes))
+        """Squared error and its part in proportion to the noise's variance, ``(2, scenes)``, and
+        the number of pixels that they were measured on.
+        """
+        sums, pixels = np.zeros((2, len(self.scenes))), np.zeros(len(self.scenes))
         for window in windows:
             count = int(window.weight.sum())
-            sums[window.number] += count * self._error(model, window)
+            sums[:, window.number] += count * np.array(self._error(model, window))
             pixels[window.number] += count
         return sums / np.maximum(pixels, 1), pixels
 
-    def _error(self, model: LearnedDiffusivity, window: Window) -> float:
+    def _error(self, model: LearnedDiffusivity, window: Window) -> tuple[float, float]:
         scene, where = self.scenes[window.number], window.where
         batch = partial(as_batch, device=next(model.parameters()).device)
         # The same random numbers at every look, so that looks can be compared.
@@ -476,7 +507,7 @@ class HeldOut:
             noisy, target = image, scene.target[where] if scene.target is not None else image
             if self.config.mode == "clean":
                 noisy = _with_noise(image, window.weight, scene.source, rng)
-            return float(squared_error(denoise(batch([noisy])), batch([target]), weight))
+            return float(squared_error(denoise(batch([noisy])), batch([target]), weight)), 0.0
         estimate = scene.estimate[where].astype(np.float64)
         probe = batch([scene.source.draw(estimate, rng)])
         variance = batch([scene.source.model.variance(estimate)])

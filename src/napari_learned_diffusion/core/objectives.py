@@ -112,8 +112,11 @@ def sure(
     probe: Tensor,
     variance: Tensor,
     weight: Tensor,
-) -> float:
+) -> tuple[float, float]:
     """Stein's unbiased estimate of the mean squared error over the pixels of ``weight``.
+
+    Beside the estimate, what of it is in proportion to the noise's variance: if that is wrong by
+    some percent, the estimate is wrong by as many percent of this.
 
     Parameters
     ----------
@@ -131,9 +134,12 @@ def sure(
     u = denoise(noisy)
     moved = denoise(noisy + PROBE * probe)
     divergence = probe.double() * (moved.double() - u.double()) / PROBE
-    terms = (u.double() - noisy.double()).square() - variance.double() + 2 * divergence
+    residual = (u.double() - noisy.double()).square()
+    of_noise = 2 * divergence - variance.double()
     weights = weight.double()
-    return float((terms * weights).sum() / weights.sum().clamp(min=1))
+    pixels = weights.sum().clamp(min=1)
+    in_proportion = float((of_noise * weights).sum() / pixels)
+    return float((residual * weights).sum() / pixels) + in_proportion, in_proportion
 
 
 def as_batch(images: Sequence[Image | Mask], device: torch.device) -> Tensor:
