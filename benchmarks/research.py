@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks._common import (
     CROP_SIZE,
@@ -42,7 +43,7 @@ from napari_learned_diffusion.core.diffusivity.conductance_unet import (
 from napari_learned_diffusion.core.noise import Gaussian
 from napari_learned_diffusion.core.schemes import Explicit
 from napari_learned_diffusion.core.solve import iterate
-from napari_learned_diffusion.core.training import TrainingImages, fit, read_images
+from napari_learned_diffusion.core.training import TrainingImages, fit, read_images, validate
 
 NETWORKS = "napari_learned_diffusion.core.diffusivity.conductance_unet"
 TRAINER = "napari_learned_diffusion.core.training"
@@ -76,6 +77,8 @@ class Variant:
         Done to the new model.
     instead
         Functions by the names of what they take the place of.
+    decay
+        Of an average of the parameters over the steps, which is measured in place of the last ones.
     """
 
     says: str
@@ -84,6 +87,7 @@ class Variant:
     model_class: type[ConductanceUNet] = ConductanceUNet
     change: Callable[[ConductanceUNet], None] = lambda model: None
     instead: dict[str, Callable[..., Tensor]] = field(default_factory=dict)
+    decay: float | None = None
 
 
 def diffuse_much(model: ConductanceUNet) -> None:
@@ -115,6 +119,29 @@ def bound_answers(model: ConductanceUNet) -> None:
         network.head = nn.Sequential(UnitFeatures(), network.head)
 
 
+def share_parameters(model: ConductanceUNet) -> None:
+    """One network for all looks, but for what it sees the image with."""
+    first = model.networks[0]
+    for later in model.networks[1:]:
+        for name, part in first.named_children():
+            if name != "carried":
+                setattr(later, name, part)
+
+
+def pool(model: ConductanceUNet) -> None:
+    """Averages on the way down, bilinear interpolation on the way up: neither is learned."""
+    for network in model.networks:
+        for name in ("to_middle", "to_coarse"):
+            old = getattr(network, name)
+            mixed = nn.Conv2d(old.in_channels, old.out_channels, 1)
+            setattr(network, name, nn.Sequential(nn.AvgPool2d(2), mixed))
+        for name in ("from_middle", "from_coarse"):
+            old = getattr(network, name)
+            mixed = nn.Conv2d(old.in_channels, old.out_channels, 1)
+            between = nn.Upsample(scale_factor=2, mode="bilinear")
+            setattr(network, name, nn.Sequential(mixed, between))
+
+
 VARIANTS = {
     "base": Variant("one look, 4 steps of reach 4, 2, 1, 1, width 32"),
     "turned": Variant(
@@ -143,6 +170,12 @@ VARIANTS = {
     "rate-8": Variant("learning rate 8e-3, not 4e-3", training={"learning_rate": 8e-3}),
     "muon": Variant("Muon, learning rate 3e-3", training=MUON),
     "muon-blocks-2": Variant("Muon, two residual blocks for each one", {"blocks": 2}, MUON),
+    "muon-looks-2": Variant("Muon, two looks", {"looks": 2}, MUON),
+    "muon-looks-2-shared": Variant(
+        "Muon, two looks by the same network", {"looks": 2}, MUON, change=share_parameters
+    ),
+    "muon-pooled": Variant("Muon, sampling by averages, not learned", {}, MUON, change=pool),
+    "muon-averaged": Variant("Muon, parameters averaged over some 50 steps", {}, MUON, decay=0.98),
     "muon-reach-8": Variant("Muon, 5 steps of reach 8, 4, 2, 1, 1", {"steps": 5, "reach": 8}, MUON),
     "patch-96": Variant("4 patches of 96, not 8 of 64", training={"patch": 96, "batch": 4}),
     "white": Variant("white noise only, none correlated", training={"correlated": 0.0}),
@@ -176,13 +209,21 @@ def row(name: str, images: TrainingImages, steps: int) -> dict[str, Any]:
     model = made.to(memory_format=torch.channels_last)
     variant.change(model)
     config = replace(TRAINING, steps=steps, iterations=model.most_iterations, **variant.training)
+    averaged = None
+    if variant.decay is not None:
+        averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(variant.decay))
     start = time.perf_counter()
     with ExitStack() as stack:
         for what, function in variant.instead.items():
             stack.enter_context(patch(what, function))
         for step in progress(fit(model, images, config, every=steps), steps, name):
             scores = step.validation
+            if averaged is not None:
+                averaged.update_parameters(model)
     seconds = time.perf_counter() - start
+    if averaged is not None:
+        model = averaged.module
+        scores = validate(model, images.validation, config)
     plane = np.zeros((CROP_SIZE, CROP_SIZE))
     return {
         "variant": name,
