@@ -29,6 +29,7 @@ from napari_learned_diffusion.core.training import TrainingImages, fit
 from napari_learned_diffusion.jobs.finetune import fine_tune
 from napari_learned_diffusion.jobs.progress import run
 from napari_learned_diffusion.jobs.regions import Region
+from napari_learned_diffusion.jobs.tiling import cut
 from napari_learned_diffusion.jobs.train import train
 
 GPUS = [kind for kind in available_devices() if kind != "cpu"]
@@ -127,10 +128,18 @@ def test_a_stack_is_denoised_slice_by_slice(gpu):
 def test_where_memory_is_short_there_are_tiles(gpu, monkeypatch):
     image = noisy(272)
     whole = denoise(image, model="conductance-unet", noise_sigma=20, device=gpu)
-    monkeypatch.setattr(
-        "napari_learned_diffusion.jobs.plane_solver.memory_budget", lambda device: 30_000_000
-    )
+    tiles: list[int] = []
+
+    def counted(*given):
+        parts = list(cut(*given))
+        tiles.append(len(parts))
+        return parts
+
+    solver = "napari_learned_diffusion.jobs.plane_solver"
+    monkeypatch.setattr(f"{solver}.memory_budget", lambda device: 30_000_000)
+    monkeypatch.setattr(f"{solver}.cut", counted)
     tiled = denoise(image, model="conductance-unet", noise_sigma=20, device=gpu)
+    assert max(tiles) > 1
     np.testing.assert_allclose(tiled, whole, rtol=0, atol=1e-4 * np.ptp(image))
 
 

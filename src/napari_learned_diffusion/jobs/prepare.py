@@ -79,8 +79,8 @@ class Prepared:
 def placed(config: DiffusionConfig) -> DiffusionConfig:
     """The configuration with the model chosen, and the device that is the fastest for it.
 
-    A GPU has to be told each of the many small steps of `perona-malik`, which takes it longer than
-    a CPU takes to do them.
+    A GPU has to be told each of the many small steps of `perona-malik`. Unless slices are large and
+    cores are few, that takes longer than the CPU takes to do them.
 
     Raises
     ------
