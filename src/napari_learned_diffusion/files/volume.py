@@ -38,6 +38,9 @@ class Volume:
     metadata
         What else the file said: ``source`` (path), ``format``, ``series``, and where present
         ``contrast_limits``, ``channel_names``, ``placement`` (translate, affine …), ``imagej``.
+    missing
+        Values that the file declares to be no intensities, such as DICOM's pixel padding value or
+        a fill value, in the units of ``data``. Pixels that have one are masked.
 
     Raises
     ------
@@ -51,6 +54,7 @@ class Volume:
     units: tuple[str, ...]
     name: str
     metadata: dict[str, Any] = field(default_factory=dict)
+    missing: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         ndim = self.data.ndim
