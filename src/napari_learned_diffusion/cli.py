@@ -578,7 +578,7 @@ def estimate(
 
     volume = _read(source, _Settings(DiffusionConfig(), TilingConfig(), plane, series))
     axes = check_image(volume.data, volume.axes_of_planes(plane))
-    indices = list(plane_indices(tuple(volume.data.shape), axes))
+    indices = plane_indices(tuple(volume.data.shape), axes)
     samples = [read_plane(volume.data, indices[i], axes) for i in sample_planes(len(indices))]
     found = estimate_noise(np.stack(samples), kind)
     if as_json:

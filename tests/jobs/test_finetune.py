@@ -382,3 +382,14 @@ def test_too_little_memory(noisy, clean, monkeypatch):
     monkeypatch.setattr(finetune, "adapt", exhausted)
     with pytest.raises(DeviceError, match="smaller patches"):
         tune(noisy, [square()], reference=clean)
+
+
+def test_noise_is_looked_for_in_slices_without_regions():
+    stack = np.stack([np.full((4, 4), i, np.float32) for i in range(6)])
+    masks = {(i,): np.ones((4, 4), np.bool_) for i in (0, 2, 3)}
+    seen = [int(plane[0, 0]) for plane in finetune._noisy_planes(stack, masks, (1, 2))]
+    assert seen == [1, 4, 5]
+    everywhere = {(i,): np.eye(4, dtype=np.bool_) for i in range(6)}
+    for i, plane in enumerate(finetune._noisy_planes(stack, everywhere, (1, 2))):
+        assert np.isnan(plane.diagonal()).all()
+        assert plane[0, 1] == i

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import dask.array as da
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from napari_learned_diffusion.core.errors import InvalidImageError
 from napari_learned_diffusion.core.noise import Gaussian, PoissonGaussian
+from napari_learned_diffusion.jobs.batch_reading import PlaneReader
 from napari_learned_diffusion.jobs.planes import (
     SolverUnits,
     check_image,
@@ -34,6 +37,41 @@ def test_planes_are_read_and_written_along_any_two_axes(axes):
         assert plane.shape == (image.shape[rows], image.shape[columns])
         write_plane(copy, index, (rows, columns), plane)
     np.testing.assert_array_equal(copy, image)
+
+
+def test_indices_of_planes_are_those_of_ndindex():
+    indices = plane_indices((2, 5, 3, 4, 6), (1, 4))
+    expected = list(np.ndindex(2, 3, 4))
+    assert len(indices) == len(expected)
+    assert list(indices) == expected
+    assert [indices.index(i) for i in expected] == list(range(24))
+    assert indices[-1] == (1, 2, 3)
+    assert indices[2:7:2] == expected[2:7:2]
+    assert (1, 2, 3) in indices
+    assert (2, 0, 0) not in indices
+    assert (1, 2) not in indices
+    with pytest.raises(IndexError):
+        indices[24]
+    with pytest.raises(ValueError, match="no plane"):
+        indices.index((2, 0, 0))
+
+
+def test_one_plane_has_the_empty_index():
+    indices = plane_indices((5, 6), (0, 1))
+    assert list(indices) == [()]
+    assert indices.index(()) == 0
+
+
+def test_planes_of_an_absurdly_long_stack_take_no_memory():
+    indices = plane_indices((10**9, 10**6, 4, 4), (2, 3))
+    assert len(indices) == 10**15
+    assert indices[10**15 - 1] == (10**9 - 1, 10**6 - 1)
+    tracemalloc.start()
+    try:
+        assert PlaneReader(np.broadcast_to(np.uint8(1), (10**9, 4, 4)), (1, 2))[10**8].sum() == 16
+        assert tracemalloc.get_traced_memory()[1] < 10**6
+    finally:
+        tracemalloc.stop()
 
 
 def test_only_the_plane_asked_for_is_computed_of_a_lazy_array():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,11 +62,17 @@ class PlanesOnDisk:
     def __getitem__(self, key: tuple[slice | int, ...]) -> NDArray[Any]:
         self._check_unchanged()
         leading = self.ndim - self.plane_ndim
-        numbers = np.arange(math.prod(self.shape[:leading])).reshape(self.shape[:leading])
-        wanted = np.asarray(numbers[key[:leading]])
-        planes = [self.read_plane(int(number))[key[leading:]] for number in wanted.flat]
-        stack = np.stack(planes).astype(self.dtype, copy=False)
-        return stack.reshape(wanted.shape + planes[0].shape)
+        # Ranges of positions: a list of all planes could be larger than a plane.
+        chosen = [range(n)[k] for n, k in zip(self.shape[:leading], key[:leading], strict=True)]
+        positions = product(*([c] if isinstance(c, int) else c for c in chosen))
+        within = key[leading:]
+        kept = tuple(len(c) for c in chosen if isinstance(c, range))
+        plane_shape = np.broadcast_to(np.uint8(0), self.shape[leading:])[within].shape
+        # One array is filled, so that the planes aren't in memory twice.
+        out = np.empty((math.prod(kept), *plane_shape), self.dtype)
+        for number, position in enumerate(positions):
+            out[number] = self.read_plane(_number_of(position, self.shape))[within]
+        return out.reshape(kept + plane_shape)
 
     def _check_unchanged(self) -> None:
         """Refuse a file that was replaced: what lies at the old offsets are other pixels now."""
@@ -94,6 +101,14 @@ class PlanesOnDisk:
             self, chunks=chunks, fancy=False, meta=np.empty((0,) * self.ndim, self.dtype)
         )
         return array
+
+
+def _number_of(position: tuple[int, ...], shape: tuple[int, ...]) -> int:
+    """How many planes lie before the one at a position, which counts along the first axes."""
+    number = 0
+    for i, n in zip(position, shape, strict=False):
+        number = number * n + i
+    return number
 
 
 def stamp_of(path: Path) -> tuple[int, int]:

@@ -22,7 +22,7 @@ class PlaneReader:
 
     def __init__(self, data: Any, axes: tuple[int, int]) -> None:
         self._data, self._axes = data, axes
-        self._indices = list(plane_indices(tuple(data.shape), axes))
+        self._indices = plane_indices(tuple(data.shape), axes)
         others = [axis for axis in range(data.ndim) if axis not in axes]
         self._axis = others[-1] if others else None
         self._count = self._planes_at_once()

@@ -162,7 +162,7 @@ def denoise_stack(
     out = _array(out, shape, np.dtype(stack.dtype))
     tiling = tiling or TilingConfig()
     solver = PlaneSolver(prepared, spacing, tiling)
-    indices = list(plane_indices(shape, rows_columns))
+    indices = plane_indices(shape, rows_columns)
     slice_by_slice = prepared.slice_by_slice and len(indices) > 1
     maps = maps or MapsConfig()
     if not (slice_by_slice and prepared.requested.iterations is None):
@@ -174,6 +174,7 @@ def denoise_stack(
     tally = Tally()
     steps = _PROGRESS_PER_PLANE
     noises = {}
+    measured = [indices[i] for i in sample_planes(len(indices), _MEASURED_PLANES)]
     start = time.perf_counter()
     for number, index in enumerate(indices):
         plane = read_plane(stack, index, rows_columns)
@@ -181,7 +182,8 @@ def denoise_stack(
         if slice_by_slice and np.isfinite(plane).any():
             yield Progress(number * steps, len(indices) * steps, f"{message}: estimating the noise")
             solver = PlaneSolver(prepare(plane, prepared.requested), spacing, tiling)
-        noises[index] = solver.prepared.noise
+        if index in measured:
+            noises[index] = solver.prepared.noise
         job = solver.solve(plane, maps)
         try:
             while True:
@@ -199,7 +201,6 @@ def denoise_stack(
     seconds = time.perf_counter() - start
     before = after = float("nan")
     if measure:
-        measured = [indices[i] for i in sample_planes(len(indices), _MEASURED_PLANES)]
         levels = [
             noise_levels(
                 noises[i], read_plane(stack, i, rows_columns), read_plane(out, i, rows_columns)

@@ -393,7 +393,7 @@ class _Noise:
         )
         if not wanted or config.mode not in ("clean", "noisy"):
             return cls(prepared, None, by_slice, messages)
-        indices = list(plane_indices(tuple(seen.shape), check_image(seen, axes)))
+        indices = plane_indices(tuple(seen.shape), check_image(seen, axes))
         chosen = [indices[i] for i in sample_planes(len(indices), NOISE_SAMPLES)]
         found, _ = _flat_spectrum(
             np.stack([read_plane(seen, i, check_image(seen, axes)) for i in chosen])
@@ -419,14 +419,24 @@ def _noisy_planes(
     stack: Any, masks: dict[tuple[int, ...], NDArray[np.bool_]], plane_axes: PlaneAxes
 ) -> Iterator[NDArray[np.float64]]:
     """Slices without regions, or where there are none, all but the regions of the others."""
-    every = list(plane_indices(tuple(stack.shape), plane_axes))
-    free = [index for index in every if index not in masks]
-    for i in sample_planes(len(free or every), NOISE_SAMPLES):
-        index = (free or every)[i]
+    every = plane_indices(tuple(stack.shape), plane_axes)
+    taken = sorted(every.index(index) for index in masks)
+    n_free = len(every) - len(taken)
+    for i in sample_planes(n_free or len(every), NOISE_SAMPLES):
+        index = every[_skipping(int(i), taken) if n_free else i]
         plane = read_plane(stack, index, plane_axes).astype(np.float64)
         if index in masks:
             plane[masks[index]] = np.nan
         yield plane
+
+
+def _skipping(number: int, taken: Sequence[int]) -> int:
+    """The number, counted from 0, that stands at a place among those not taken (ascending)."""
+    for other in taken:
+        if other > number:
+            break
+        number += 1
+    return number
 
 
 def _regions_alone(

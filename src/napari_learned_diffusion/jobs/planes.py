@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,9 +63,58 @@ def check_image(image: Any, plane_axes: PlaneAxes) -> PlaneAxes:
     return rows, columns
 
 
-def plane_indices(shape: tuple[int, ...], plane_axes: PlaneAxes) -> Iterator[tuple[int, ...]]:
+class PlaneIndices(Sequence[tuple[int, ...]]):
+    """Index of every plane of a stack, computed when asked for: a stack may have any number.
+
+    Parameters
+    ----------
+    lengths
+        Numbers of planes along the axes that aren't part of the planes.
+    """
+
+    def __init__(self, lengths: tuple[int, ...]) -> None:
+        self._lengths = tuple(int(n) for n in lengths)
+
+    def __len__(self) -> int:
+        return math.prod(self._lengths)
+
+    @overload
+    def __getitem__(self, number: int) -> tuple[int, ...]: ...
+
+    @overload
+    def __getitem__(self, number: slice) -> list[tuple[int, ...]]: ...
+
+    def __getitem__(self, number: int | slice) -> tuple[int, ...] | list[tuple[int, ...]]:
+        if isinstance(number, slice):
+            return [self[i] for i in range(len(self))[number]]
+        rest = range(len(self))[number]
+        index = []
+        for length in reversed(self._lengths):
+            rest, position = divmod(rest, length)
+            index.append(position)
+        return tuple(reversed(index))
+
+    def __contains__(self, index: object) -> bool:
+        return (
+            isinstance(index, tuple)
+            and len(index) == len(self._lengths)
+            and all(0 <= i < n for i, n in zip(index, self._lengths, strict=True))
+        )
+
+    def index(self, value: Any, start: int = 0, stop: int | None = None) -> int:
+        """Number of the plane with an index."""
+        number = 0
+        if value in self:
+            for i, n in zip(value, self._lengths, strict=True):
+                number = number * n + i
+            if number in range(len(self))[start:stop]:
+                return number
+        raise ValueError(f"There is no plane {value}.")
+
+
+def plane_indices(shape: tuple[int, ...], plane_axes: PlaneAxes) -> PlaneIndices:
     """Index of every plane, one number for each axis that isn't part of the planes."""
-    return np.ndindex(*(n for axis, n in enumerate(shape) if axis not in plane_axes))
+    return PlaneIndices(tuple(n for axis, n in enumerate(shape) if axis not in plane_axes))
 
 
 def plane_key(index: tuple[int, ...], ndim: int, plane_axes: PlaneAxes) -> tuple[Any, ...]:

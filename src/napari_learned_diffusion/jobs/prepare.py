@@ -125,7 +125,7 @@ def prepare(
     config = placed(requested)
     model = diffusivity_class(config.model)
     _check_model(config)
-    indices = list(plane_indices(tuple(image.shape), rows_columns))
+    indices = plane_indices(tuple(image.shape), rows_columns)
     samples = _sample(image, indices, rows_columns)
     if np.isnan(samples).all():
         raise InvalidImageError("The image holds no number: every pixel is NaN or infinite.")
