@@ -282,6 +282,39 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True)
+class NoiseTrainingConfig:
+    """How to train the noise network.
+
+    Parameters
+    ----------
+    steps, batch
+        Number of optimiser steps, and windows in each.
+    scans
+        Windows of CT noise that are computed before the first step.
+    optimiser, learning_rate, mixed, seed
+        As of `TrainingConfig`.
+    """
+
+    steps: int = 12_000
+    batch: int = 16
+    scans: int = 800
+    optimiser: OptimiserName = "muon"
+    learning_rate: float = 2e-3
+    mixed: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "scans"):
+            _check_least(name, getattr(self, name), 1)
+        _check_least("seed", self.seed, 0)
+        _check_choice("optimiser", self.optimiser, OPTIMISERS)
+        if not 0 < self.learning_rate < math.inf:
+            raise InvalidSettingError(
+                f"The learning rate must be a finite number above 0, not {self.learning_rate}."
+            )
+
+
+@dataclass(frozen=True)
 class FineTuneConfig:
     """How to fine-tune a model on selected regions.
 

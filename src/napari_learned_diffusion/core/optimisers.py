@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from napari_learned_diffusion.config import OptimiserName
-from napari_learned_diffusion.core.diffusivity.base import LearnedDiffusivity
+from napari_learned_diffusion.core.trainable import Trainable
 
 
 class Optimiser:
@@ -32,7 +32,7 @@ class Optimiser:
         ``"adamw"``, or ``"muon"``: that for the model's inner kernels, AdamW for all else.
     """
 
-    def __init__(self, model: LearnedDiffusivity, name: OptimiserName = "adamw") -> None:
+    def __init__(self, model: Trainable, name: OptimiserName = "adamw") -> None:
         named = {n: p for n, p in model.named_parameters() if p.requires_grad}
         inner = {n for n, p in named.items() if name == "muon" and _is_inner(model, n, p)}
         self._kernels = {n: p for n, p in named.items() if n in inner}
@@ -110,7 +110,7 @@ class _Muon(torch.optim.Muon):
             kernel.copy_(matrix.view_as(kernel))
 
 
-def _is_inner(model: LearnedDiffusivity, name: str, parameter: nn.Parameter) -> bool:
+def _is_inner(model: Trainable, name: str, parameter: nn.Parameter) -> bool:
     outer = any(part in name for part in model.outer_layers)
     return parameter.ndim == 4 and not outer
 

@@ -17,6 +17,7 @@ processes share the patches of a step, so that their number changes nothing eith
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -30,7 +31,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
-from napari_learned_diffusion.config import CHECKPOINT_EVERY, TrainingConfig
+from napari_learned_diffusion.config import (
+    CHECKPOINT_EVERY,
+    NoiseTrainingConfig,
+    TrainingConfig,
+)
 from napari_learned_diffusion.core.diffusivity.base import LearnedDiffusivity
 from napari_learned_diffusion.core.distributed import mean_over_processes, rank_and_number
 from napari_learned_diffusion.core.errors import InvalidImageError, InvalidSettingError
@@ -39,6 +44,7 @@ from napari_learned_diffusion.core.noise import Gaussian, PoissonGaussian
 from napari_learned_diffusion.core.optimisers import Optimiser
 from napari_learned_diffusion.core.schemes import Explicit
 from napari_learned_diffusion.core.solve import iterate, solve
+from napari_learned_diffusion.core.trainable import Trainable
 from napari_learned_diffusion.core.weights import (
     describe,
     fill,
@@ -195,7 +201,7 @@ def fit(
     optimiser = Optimiser(model, config.optimiser)
     done = 0
     if resume and checkpoint is not None and checkpoint.exists():
-        done = _resume(checkpoint, model, optimiser, config)
+        done = restore(checkpoint, model, optimiser, config)
     objective: nn.Module = _Objective(model, config)
     if number > 1:
         objective = DistributedDataParallel(objective)
@@ -220,7 +226,7 @@ def fit(
         if (step + 1) % every == 0 or step + 1 == config.steps:
             validation = validate(model, images.validation, config)
             if checkpoint is not None and rank == 0:
-                _save(checkpoint, model, optimiser, config, step + 1)
+                save(checkpoint, model, optimiser, config, step + 1)
         yield TrainStep(step + 1, mean_loss, rate, validation)
 
 
@@ -467,25 +473,35 @@ def descend(optimiser: Optimiser, loss: Tensor, mean_loss: float, rate: float, s
 # --- checkpoints ------------------------------------------------------------------------------
 
 
-def _save(
+def save(
     path: Path,
-    model: LearnedDiffusivity,
+    model: Trainable,
     optimiser: Optimiser,
-    config: TrainingConfig,
+    config: TrainingConfig | NoiseTrainingConfig,
     step: int,
 ) -> None:
+    """Write a checkpoint after ``step`` steps; the file is complete or as it was before."""
     tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
     tensors |= optimiser.remembered()
     header = describe(model) | {"step": step, "training": _as_json(config)}
     write_tensors(path, tensors, header)
 
 
-def _resume(
+def restore(
     path: Path,
-    model: LearnedDiffusivity,
+    model: Trainable,
     optimiser: Optimiser,
-    config: TrainingConfig,
+    config: TrainingConfig | NoiseTrainingConfig,
 ) -> int:
+    """Take model and optimiser to where a checkpoint was written; the number of steps done.
+
+    Raises
+    ------
+    FileFormatError
+        if the checkpoint is cut short, of another model, of a newer format or no safetensors.
+    InvalidSettingError
+        if it is of a run with other settings.
+    """
     tensors, header = read_tensors(path)
     require_model(path, header, type(model))
     theirs, ours = header.get("training", {}), _as_json(config)
@@ -502,8 +518,10 @@ def _resume(
     return steps
 
 
-def _as_json(config: TrainingConfig) -> dict[str, Any]:
-    return asdict(config) | {"noise_range": list(config.noise_range)}
+def _as_json(config: TrainingConfig | NoiseTrainingConfig) -> dict[str, Any]:
+    # Tuples become lists there.
+    facts: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return facts
 
 
 # --- images -----------------------------------------------------------------------------------

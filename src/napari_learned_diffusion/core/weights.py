@@ -15,13 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from napari_learned_diffusion.core.diffusivity.base import LearnedDiffusivity
 from napari_learned_diffusion.core.errors import FileFormatError, FileWriteError
+from napari_learned_diffusion.core.trainable import Trainable
 
 FORMAT = 1
 """Raised whenever older versions of the package couldn't read new files any more."""
 
-Model = TypeVar("Model", bound=LearnedDiffusivity)
+Model = TypeVar("Model", bound=Trainable)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any]) -> None:
@@ -73,7 +73,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, header
 
 
-def write_model(path: Path, model: LearnedDiffusivity) -> None:
+def write_model(path: Path, model: Trainable) -> None:
     """Write the parameters of a model, and what it takes to make it again."""
     tensors = model.state_dict()
     if model.stored_in_half:
@@ -96,7 +96,7 @@ def read_model(path: Path, model_class: type[Model]) -> Model:
     return model
 
 
-def describe(model: LearnedDiffusivity) -> dict[str, Any]:
+def describe(model: Trainable) -> dict[str, Any]:
     """The part of a header that tells which model the tensors belong to."""
     return {"model": model.key, "architecture": model.architecture}
 
@@ -109,7 +109,7 @@ def require_model(path: Path, header: dict[str, Any], model_class: type[Model]) 
         )
 
 
-def fill(path: Path, model: LearnedDiffusivity, tensors: Mapping[str, Tensor]) -> None:
+def fill(path: Path, model: Trainable, tensors: Mapping[str, Tensor]) -> None:
     """Put tensors into a model's parameters, all of them and no others."""
     try:
         model.load_state_dict(dict(tensors))

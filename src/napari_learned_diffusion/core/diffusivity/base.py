@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from napari_learned_diffusion.config import DiffusionConfig
 from napari_learned_diffusion.core.operators import Offset, Stencil, mean_of_ends
+from napari_learned_diffusion.core.trainable import Trainable
 
 
 @dataclass(frozen=True)
@@ -134,15 +135,8 @@ class PixelDiffusivity(Diffusivity):
         return mean_of_ends(self(v, valid, step), stencil)
 
 
-class LearnedDiffusivity(Diffusivity):
-    """A diffusivity with trained parameters, from a weights file that a model card belongs to.
-
-    Parameters
-    ----------
-    architecture
-        The arguments that the subclass was made with; its weights file repeats them, so that the
-        same model can be made again.
-    """
+class LearnedDiffusivity(Diffusivity, Trainable):
+    """A diffusivity with trained parameters, from a weights file that a model card belongs to."""
 
     title: ClassVar[str]
     summary: ClassVar[str]
@@ -150,17 +144,8 @@ class LearnedDiffusivity(Diffusivity):
     """What training writes into the model's card: a name, a sentence for users, the paper."""
     settings: ClassVar[tuple[str, ...]] = ()
     """Fields of `config.DiffusionConfig` that this model has and others haven't."""
-    stored_in_half: ClassVar[bool] = False
-    """Whether the weights file holds 16 bits of each parameter: half the size, for large models."""
     last_layers: ClassVar[tuple[str, ...]] = ()
     """Parts of the names of the parameters that are near the answer, for a cautious fine-tuning."""
-
-    outer_layers: ClassVar[tuple[str, ...]] = ()
-    """Parts of the names of the kernels at either end, which Muon isn't made for."""
-
-    def __init__(self, **architecture: int) -> None:
-        super().__init__()
-        self.architecture = architecture
 
     def adapted(self, v: Tensor, stopping_time: float) -> Self:
         """The model with whatever it decides once for whole planes; in training only.

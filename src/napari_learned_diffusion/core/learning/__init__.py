@@ -1,0 +1,1 @@
+"""What models learn from: simulated acquisitions, and the trainings themselves."""
