@@ -15,14 +15,20 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBars
 from rich.table import Table
+from rich.text import Text
 
-from napari_learned_diffusion.config import CHECKPOINT_EVERY, Device, TrainingConfig
+from napari_learned_diffusion.config import (
+    CHECKPOINT_EVERY,
+    Device,
+    NoiseTrainingConfig,
+    TrainingConfig,
+)
 from napari_learned_diffusion.core.errors import FileWriteError, InvalidSettingError
 from napari_learned_diffusion.jobs.progress import Progress, run
 
 if TYPE_CHECKING:
+    from napari_learned_diffusion.core.learning.noise_training import NoiseScores, NoiseTrainStep
     from napari_learned_diffusion.core.training import TrainStep
-    from napari_learned_diffusion.jobs.train import Trained
 
 _TRAINING, _DIFFUSION, _COMPUTING, _FILES = (
     "Training",
@@ -92,9 +98,7 @@ def _takes_training(command: Callable[..., None]) -> Callable[..., None]:
 
 @_takes_training
 def train(
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="The diffusivity to train.", show_default=False)
-    ],
+    context: typer.Context,
     data: Annotated[
         list[Path],
         typer.Option(
@@ -113,6 +117,19 @@ def train(
             show_default=False,
         ),
     ],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", help="The diffusivity to train.", show_default=False),
+    ] = None,
+    noise_network: Annotated[
+        bool,
+        typer.Option(
+            "--noise-network",
+            help="Train the network that estimates noise, in place of a diffusivity. It takes "
+            "**--steps**, **--batch**, **--optimiser**, **--learning-rate**, **--mixed** and "
+            "**--seed**, and folders may hold stacks (TIFF) with little noise.",
+        ),
+    ] = False,
     data_name: Annotated[
         str | None,
         typer.Option(
@@ -192,30 +209,48 @@ def train(
     - `train --model foe-splines --data photographs --out trained`
     - two folders: `train --model unet --data a --data b --out trained`
     - for weak noise only: `train -m unet --data a --out trained --noise-range 2 10`
+    - the noise network: `train --noise-network --data photographs --data volumes --out trained`
     - on two GPUs: `torchrun --nproc-per-node 2 --no-python -- napari-learned-diffusion train …`
 
     A run that was stopped goes on when the same command is given again. One image in twenty is held
     out and never trained on; the decibels are measured on these.
     """
-    sizes = dict(_name_and_number(text) for text in architecture or [])
-    weights = out / f"{model}.safetensors"
+    if (model is None) != noise_network:
+        raise typer.BadParameter("Give either --model, with a diffusivity, or --noise-network.")
+    name = model or "noise"
+    weights = out / f"{name}.safetensors"
     if weights.exists() and not overwrite:
         raise FileWriteError(f"{weights} exists. Choose another folder, or add --overwrite.")
     import torch
 
+    torch.backends.mkldnn.enabled = onednn  # type: ignore[assignment]
+    data_name = data_name or ", ".join(folder.resolve().name for folder in data)
+    if model is None:
+        _train_noise_network(
+            tuple(data),
+            out,
+            _noise_config(context),
+            data_name=data_name,
+            device=device,
+            resume=resume,
+            every=every,
+            workers=workers,
+        )
+        return
+    sizes = dict(_name_and_number(text) for text in architecture or [])
+
     from napari_learned_diffusion.core.distributed import processes, rank_and_number
     from napari_learned_diffusion.jobs.train import train as train_job
 
-    torch.backends.mkldnn.enabled = onednn  # type: ignore[assignment]
     with processes(device):
         rank, _ = rank_and_number()
-        with _training_shown(config.steps, hidden=rank > 0) as (show, on_step):
+        with _training_shown(config.steps, hidden=rank > 0, scores=_in_decibels) as (show, on_step):
             job = train_job(
                 model,
                 tuple(data),
                 out,
                 config,
-                data_name=data_name or ", ".join(folder.resolve().name for folder in data),
+                data_name=data_name,
                 architecture=sizes,
                 start=start,
                 device=device,
@@ -226,7 +261,43 @@ def train(
             )
             trained = run(job, show)
         if rank == 0:
-            _print_trained(model, trained)
+            _print_trained(model, trained.weights, trained.card, _in_decibels(trained.validation))
+            for reason in trained.skipped:
+                typer.echo(f"Note: skipped {reason}", err=True)
+
+
+def _noise_config(context: typer.Context) -> NoiseTrainingConfig:
+    """The settings that were given, of those that the noise network has.
+
+    Raises
+    ------
+    InvalidSettingError
+        if others were given.
+    """
+    given = {}
+    for name in OPTIONS:
+        source = context.get_parameter_source(name)
+        # By its name: typer has a copy of click's of its own.
+        if source is not None and source.name != "DEFAULT":
+            given[name] = context.params[name]
+    known = {field.name for field in fields(NoiseTrainingConfig)}
+    unknown = sorted(flag(name) for name in given.keys() - known)
+    if unknown:
+        raise InvalidSettingError(
+            f"The noise network has no {', '.join(unknown)} to set; it has "
+            f"{', '.join(sorted(flag(name) for name in known & OPTIONS.keys()))}."
+        )
+    return NoiseTrainingConfig(**given)
+
+
+def _train_noise_network(
+    folders: tuple[Path, ...], out: Path, config: NoiseTrainingConfig, **options: Any
+) -> None:
+    from napari_learned_diffusion.jobs.train_noise import train_noise_network
+
+    with _training_shown(config.steps, hidden=False, scores=_in_percent) as (show, on_step):
+        trained = run(train_noise_network(folders, out, config, **options, on_step=on_step), show)
+    _print_trained("noise", trained.weights, trained.card, _in_percent(trained.validation))
 
 
 def _name_and_number(text: str) -> tuple[str, int]:
@@ -244,9 +315,9 @@ def _name_and_number(text: str) -> tuple[str, int]:
 
 @contextmanager
 def _training_shown(
-    steps: int, *, hidden: bool
-) -> Iterator[tuple[Callable[[Progress], None], Callable[[TrainStep], None]]]:
-    """Draw loss and decibels on stderr while the context lasts, if that is a terminal.
+    steps: int, *, hidden: bool, scores: Callable[[Any], str]
+) -> Iterator[tuple[Callable[[Progress], None], Callable[[TrainStep | NoiseTrainStep], None]]]:
+    """Draw loss and scores on stderr while the context lasts, if that is a terminal.
 
     A line after every validation stays, on a terminal or in a log. What is drawn is updated by the
     first of the two functions that the context gives, from the job's progress, and by the second,
@@ -257,25 +328,25 @@ def _training_shown(
         BarColumn(),
         TextColumn("{task.completed:.0f}/{task.total}"),
         TextColumn("loss {task.fields[loss]}"),
-        TextColumn("{task.fields[decibels]}"),
+        TextColumn("{task.fields[scores]}"),
         TimeRemainingColumn(),
     )
     console = Console(stderr=True, quiet=hidden)
     with ProgressBars(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bars:
-        task = bars.add_task("Reading the images", total=steps, loss="", decibels="")
+        task = bars.add_task("Reading the images", total=steps, loss="", scores="")
 
         def show(progress: Progress) -> None:
             bars.update(task, completed=progress.done)
 
-        def on_step(step: TrainStep) -> None:
+        def on_step(step: TrainStep | NoiseTrainStep) -> None:
             loss = f"{step.loss:.4f}"
             bars.update(task, description="Training", loss=loss)
             if step.validation is not None:
-                decibels = _in_decibels(step.validation)
-                bars.update(task, decibels=decibels)
-                line = f"step {step.step} of {steps}: loss {loss}, {decibels}"
+                shown = scores(step.validation)
+                bars.update(task, scores=shown)
+                line = f"step {step.step} of {steps}: loss {loss}, {shown}"
                 console.print(line, highlight=False, soft_wrap=True)
 
         yield show, on_step
@@ -287,14 +358,17 @@ def _in_decibels(validation: dict[float, float]) -> str:
     return f"{scores} dB at noise {levels}"
 
 
-def _print_trained(model: str, trained: Trained) -> None:
+def _in_percent(scores: NoiseScores) -> str:
+    return (
+        f"levels off by {scores.median_error:.1%} in the median, {scores.within:.0%} within 25 %, "
+        f"correlation off by {scores.lags:.3f}"
+    )
+
+
+def _print_trained(model: str, weights: Path, card: Path, scores: str) -> None:
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    table.add_row("Model", model)
-    table.add_row("Weights", str(trained.weights))
-    table.add_row("Card", str(trained.card))
-    table.add_row("Held out", _in_decibels(trained.validation))
+    for row in (("Model", model), ("Weights", weights), ("Card", card), ("Held out", scores)):
+        table.add_row(row[0], Text(str(row[1])))
     Console().print(table)
-    for reason in trained.skipped:
-        typer.echo(f"Note: skipped {reason}", err=True)

@@ -7,7 +7,8 @@ import inspect
 import json
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -122,10 +123,7 @@ def train(
     yield Progress(0, config.steps, "Reading the images")
     images = read_images(folders, config.patch)
     digest = None if start is None else _digest(start)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileWriteError(f"The folder {output} can't be made: {error}") from error
+    make_folder(output)
     # The parameters that a run begins with belong to its seed.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -143,13 +141,46 @@ def train(
         checkpoint=checkpoint,
         resume=resume,
         every=every,
-        workers=_drawing(target) if workers is None else workers,
+        workers=drawing(target) if workers is None else workers,
     )
     try:
-        for step in steps:
-            if on_step is not None:
-                on_step(step)
-            yield Progress(step.step, config.steps, _message(step))
+        with errors_of_training():
+            for step in steps:
+                if on_step is not None:
+                    on_step(step)
+                yield Progress(step.step, config.steps, _message(step))
+    finally:
+        steps.close()
+    validation = validate(made, images.validation, config)
+    weights, card = output / f"{model}.safetensors", output / f"{model}.json"
+    if rank_and_number()[0] == 0:
+        write_model(weights, made.cpu())
+        facts = _card(made, images, config, data_name, validation)
+        facts["details"]["training"]["start"] = digest
+        write_card(card, facts)
+        checkpoint.unlink(missing_ok=True)
+    return Trained(weights, card, validation, images.skipped)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, where it isn't there.
+
+    Raises
+    ------
+    FileWriteError
+        if it can't be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileWriteError(f"The folder {folder} can't be made: {error}") from error
+
+
+@contextmanager
+def errors_of_training() -> Iterator[None]:
+    """Say in words that memory ran out or a process that draws patches has ended."""
+    try:
+        yield
     except (MemoryError, RuntimeError) as error:
         if "DataLoader worker" in str(error):
             raise DeviceError(
@@ -161,20 +192,9 @@ def train(
         raise DeviceError(
             "There is too little memory for this batch. Take fewer or smaller patches."
         ) from error
-    finally:
-        steps.close()
-    validation = validate(made, images.validation, config)
-    weights, card = output / f"{model}.safetensors", output / f"{model}.json"
-    if rank_and_number()[0] == 0:
-        write_model(weights, made.cpu())
-        facts = _card(made, images, config, data_name, validation)
-        facts["details"]["training"]["start"] = digest
-        card.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", "utf-8")
-        checkpoint.unlink(missing_ok=True)
-    return Trained(weights, card, validation, images.skipped)
 
 
-def _drawing(device: torch.device) -> int:
+def drawing(device: torch.device) -> int:
     """How many processes draw patches beside a training on a device."""
     return 0 if device.type == "cpu" else min(_MOST_DRAWING, (os.cpu_count() or 2) - 1)
 
@@ -272,7 +292,7 @@ def _card(
                 "data": data_name,
                 "images": len(images.training),
                 **asdict(config),
-                "revision": _revision(),
+                "revision": revision(),
                 "torch": torch.__version__,
             },
             "validation": {
@@ -283,7 +303,12 @@ def _card(
     }
 
 
-def _revision() -> str | None:
+def write_card(path: Path, facts: dict[str, Any]) -> None:
+    """Write a model card."""
+    path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def revision() -> str | None:
     """The commit that the code is at, where it runs from a checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:

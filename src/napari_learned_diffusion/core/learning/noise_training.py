@@ -11,6 +11,7 @@ As in `core.training`, whatever is random in a step depends on the seed and its 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,8 @@ def fit_noise_network(
             if checkpoint is not None:
                 save(checkpoint, network, optimiser, config, step + 1)
         yield NoiseTrainStep(step + 1, mean_loss, rate, scores)
+    if not steps:  # stopped after its last step
+        yield NoiseTrainStep(done, math.nan, 0.0, validate_noise_network(network, validation))
 
 
 def validate_noise_network(network: NoiseNetwork, windows: Simulator) -> NoiseScores:
