@@ -86,7 +86,8 @@ def _stack(paths: Sequence[PathLike]) -> Volume:
 
 
 def _layer(volume: Volume) -> LayerData:
-    """A volume as napari's layer data tuple."""
+    """A volume as napari's layer data tuple, its planes last: these are what napari shows."""
+    volume = volume.transposed("".join(a for a in volume.axes if a not in "YX") + "YX")
     data, axes = volume.data, volume.axes
     placement = volume.metadata.get("placement", {})
     kwargs: dict[str, Any] = {}

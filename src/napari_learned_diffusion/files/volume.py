@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
 
 from napari_learned_diffusion.core.errors import InvalidImageError, InvalidSettingError
 from napari_learned_diffusion.files._units import UNKNOWN, Step
@@ -104,6 +106,42 @@ class Volume:
             return UNKNOWN
         i = self.axes.index(axis)
         return self.scale[i], self.units[i]
+
+    def transposed(self, axes: str) -> Volume:
+        """The same with its axes in another order, and what places it in the world with them.
+
+        Parameters
+        ----------
+        axes
+            The volume's letters in the order wanted.
+        """
+        if axes == self.axes:
+            return self
+        order = [self.axes.index(letter) for letter in axes]
+        metadata = dict(self.metadata)
+        if "placement" in metadata:
+            metadata["placement"] = _permuted(metadata["placement"], order)
+        return replace(
+            self,
+            data=self.data.transpose(order),
+            axes=axes,
+            scale=tuple(self.scale[i] for i in order),
+            units=tuple(self.units[i] for i in order),
+            metadata=metadata,
+        )
+
+
+def _permuted(placement: dict[str, Any], order: list[int]) -> dict[str, Any]:
+    """Vectors and matrices of a layer's place for axes in another order."""
+    permuted = {}
+    for key, value in placement.items():
+        if key == "shear":
+            continue  # numbers above a diagonal, which another order of axes doesn't have
+        numbers = np.asarray(value, dtype=float)
+        # A transform has one more row and column, which isn't an axis.
+        places = [*order, *range(len(order), len(numbers))]
+        permuted[key] = numbers[np.ix_(*[places] * numbers.ndim)].tolist()
+    return permuted
 
 
 def bare_name(path: Path, suffixes: tuple[str, ...]) -> str:
