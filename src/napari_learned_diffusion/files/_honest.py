@@ -88,7 +88,7 @@ def _size(path: Path, enough: float) -> int:
 def _sizes(folder: Path) -> Iterator[int]:
     for place, _, names in os.walk(folder):
         for name in names:
-            yield os.lstat(os.path.join(place, name)).st_size
+            yield Path(place, name).lstat().st_size
 
 
 def _in_words(n_bytes: int) -> str:
