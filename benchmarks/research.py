@@ -40,13 +40,14 @@ from napari_learned_diffusion.core.diffusivity.conductance_unet import (
     ConductanceUNet,
     LargeConductanceUNet,
 )
+from napari_learned_diffusion.core.learning.patches import TrainingImages, read_images
+from napari_learned_diffusion.core.learning.training import fit, validate
 from napari_learned_diffusion.core.noise import Gaussian
 from napari_learned_diffusion.core.schemes import Explicit
 from napari_learned_diffusion.core.solve import iterate
-from napari_learned_diffusion.core.training import TrainingImages, fit, read_images, validate
 
 NETWORKS = "napari_learned_diffusion.core.diffusivity.conductance_unet"
-TRAINER = "napari_learned_diffusion.core.training"
+TRAINER = "napari_learned_diffusion.core.learning.training"
 
 TRAINING = TrainingConfig(
     batch=8,

@@ -32,8 +32,8 @@ EVERY, SIZE, SEED = 5, 256, 3
 
 def main(arguments: Sequence[str]) -> int:
     from napari_learned_diffusion import denoise
+    from napari_learned_diffusion.core.learning.patches import read_images
     from napari_learned_diffusion.core.metrics import autocorrelation, largest_autocorrelation
-    from napari_learned_diffusion.core.training import read_images
     from napari_learned_diffusion.jobs.check import REACH
 
     parser = argparse.ArgumentParser(

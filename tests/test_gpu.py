@@ -22,10 +22,11 @@ from napari_learned_diffusion.core.diffusivity.conductance_unet import (
     ConductanceUNet,
     LargeConductanceUNet,
 )
+from napari_learned_diffusion.core.learning.patches import TrainingImages
+from napari_learned_diffusion.core.learning.training import fit
 from napari_learned_diffusion.core.metrics import psnr
 from napari_learned_diffusion.core.schemes import Explicit
 from napari_learned_diffusion.core.solve import iterate
-from napari_learned_diffusion.core.training import TrainingImages, fit
 from napari_learned_diffusion.jobs.finetune import fine_tune
 from napari_learned_diffusion.jobs.progress import run
 from napari_learned_diffusion.jobs.regions import Region

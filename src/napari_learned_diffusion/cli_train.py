@@ -28,7 +28,7 @@ from napari_learned_diffusion.jobs.progress import Progress, run
 
 if TYPE_CHECKING:
     from napari_learned_diffusion.core.learning.noise_training import NoiseScores, NoiseTrainStep
-    from napari_learned_diffusion.core.training import TrainStep
+    from napari_learned_diffusion.core.learning.training import TrainStep
 
 _TRAINING, _DIFFUSION, _COMPUTING, _FILES = (
     "Training",
@@ -239,7 +239,7 @@ def train(
         return
     sizes = dict(_name_and_number(text) for text in architecture or [])
 
-    from napari_learned_diffusion.core.distributed import processes, rank_and_number
+    from napari_learned_diffusion.core.learning.distributed import processes, rank_and_number
     from napari_learned_diffusion.jobs.train import train as train_job
 
     with processes(device):

@@ -16,10 +16,11 @@ from napari_learned_diffusion.core.diffusivity.conductance_unet import (
 )
 from napari_learned_diffusion.core.diffusivity.turns import TURNS
 from napari_learned_diffusion.core.errors import InvalidSettingError
+from napari_learned_diffusion.core.learning.patches import TrainingImages
+from napari_learned_diffusion.core.learning.training import fit
 from napari_learned_diffusion.core.operators import Stencil
 from napari_learned_diffusion.core.schemes import Explicit
 from napari_learned_diffusion.core.solve import iterate, solve
-from napari_learned_diffusion.core.training import TrainingImages, fit
 from napari_learned_diffusion.core.weights import read_model, write_model
 
 BOTH = [ConductanceUNet, LargeConductanceUNet]
@@ -132,7 +133,7 @@ def test_training_can_look_at_all_orientations(monkeypatch, turned):
     images = TrainingImages((image,), (image,), ())
     config = TrainingConfig(steps=1, batch=1, patch=16, iterations=4, turned=turned)
     loop = fit(model, images, config, every=2)
-    monkeypatch.setattr("napari_learned_diffusion.core.training.validate", lambda *_: {})
+    monkeypatch.setattr("napari_learned_diffusion.core.learning.training.validate", lambda *_: {})
     assert [step.step for step in loop] == [1]
     assert len(seen) == (4 if turned else 1)
 

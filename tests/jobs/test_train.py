@@ -23,11 +23,11 @@ from napari_learned_diffusion.core.errors import (
     InvalidSettingError,
     UnknownModelError,
 )
+from napari_learned_diffusion.core.learning.training import TrainStep
 from napari_learned_diffusion.core.operators import Stencil
-from napari_learned_diffusion.core.training import TrainStep
 from napari_learned_diffusion.core.weights import read_model, write_model
 from napari_learned_diffusion.jobs.progress import run
-from napari_learned_diffusion.jobs.train import Trained, _begin_with, _drawing, train
+from napari_learned_diffusion.jobs.train import Trained, _begin_with, drawing_processes, train
 
 CONFIG = TrainingConfig(steps=4, batch=2, patch=16, iterations=2, seed=5)
 SMALL = {"experts": 4, "size": 3, "iterations": 2}
@@ -99,8 +99,8 @@ def test_an_interrupted_run_goes_on_where_it_was(folder, tmp_path):
 @pytest.mark.parametrize(("cores", "drawing"), [(1, 0), (2, 1), (16, 8)])
 def test_patches_are_drawn_by_other_processes_beside_a_gpu(cores, drawing, monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: cores)
-    assert _drawing(torch.device("cuda")) == drawing
-    assert _drawing(torch.device("cpu")) == 0
+    assert drawing_processes(torch.device("cuda")) == drawing
+    assert drawing_processes(torch.device("cpu")) == 0
 
 
 def test_a_process_that_is_killed_is_said_in_words(folder, tmp_path, monkeypatch):

@@ -21,19 +21,13 @@ from napari_learned_diffusion.core.errors import (
     InvalidImageError,
     InvalidSettingError,
 )
-from napari_learned_diffusion.core.finetuning import (
-    CLEAR_GAIN,
-    Diffusion,
-    FineTuneStep,
-    Scene,
-    adapt,
-    gain,
-)
+from napari_learned_diffusion.core.learning.finetuning import CLEAR_GAIN, FineTuneStep, adapt, gain
+from napari_learned_diffusion.core.learning.objectives import NoiseSource
+from napari_learned_diffusion.core.learning.scenes import Diffusion, Scene
 from napari_learned_diffusion.core.noise import Correlated
 from napari_learned_diffusion.core.noise_estimation import sample_planes
 from napari_learned_diffusion.core.noise_measurement import checked_pixels
 from napari_learned_diffusion.core.noise_spectrum import FlatSpectrum, flat_spectrum
-from napari_learned_diffusion.core.objectives import NoiseSource
 from napari_learned_diffusion.core.schemes import STABLE_TAU
 from napari_learned_diffusion.core.user_models import UserModel, save_user_model
 from napari_learned_diffusion.core.zoo import card, learned_model

@@ -19,20 +19,15 @@ from napari_learned_diffusion.config import CHECKPOINT_EVERY, TrainingConfig
 from napari_learned_diffusion.core.device import is_out_of_memory, resolve_device
 from napari_learned_diffusion.core.diffusivity import learned_diffusivity_class
 from napari_learned_diffusion.core.diffusivity.base import LearnedDiffusivity
-from napari_learned_diffusion.core.distributed import rank_and_number
 from napari_learned_diffusion.core.errors import (
     DeviceError,
     FileFormatError,
     FileWriteError,
     InvalidSettingError,
 )
-from napari_learned_diffusion.core.training import (
-    TrainingImages,
-    TrainStep,
-    fit,
-    read_images,
-    validate,
-)
+from napari_learned_diffusion.core.learning.distributed import rank_and_number
+from napari_learned_diffusion.core.learning.patches import TrainingImages, read_images
+from napari_learned_diffusion.core.learning.training import TrainStep, fit, validate
 from napari_learned_diffusion.core.weights import read_model, read_tensors, write_model
 from napari_learned_diffusion.jobs.progress import Job, Progress
 
@@ -77,7 +72,8 @@ def train(
     """Train ``model`` and write ``MODEL.safetensors`` and ``MODEL.json``.
 
     An interrupted run is continued by the same call: the checkpoint lies in ``output`` until the
-    run is complete. Of several processes (see `core.distributed`) the first writes the files.
+    run is complete. Of several processes (see `core.learning.distributed`) the first writes the
+    files.
 
     Parameters
     ----------
@@ -141,7 +137,7 @@ def train(
         checkpoint=checkpoint,
         resume=resume,
         every=every,
-        workers=drawing(target) if workers is None else workers,
+        workers=drawing_processes(target) if workers is None else workers,
     )
     try:
         with errors_of_training():
@@ -194,7 +190,7 @@ def errors_of_training() -> Iterator[None]:
         ) from error
 
 
-def drawing(device: torch.device) -> int:
+def drawing_processes(device: torch.device) -> int:
     """How many processes draw patches beside a training on a device."""
     return 0 if device.type == "cpu" else min(_MOST_DRAWING, (os.cpu_count() or 2) - 1)
 

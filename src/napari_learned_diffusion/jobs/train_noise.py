@@ -21,7 +21,7 @@ from napari_learned_diffusion.core.noise_network import NoiseNetwork
 from napari_learned_diffusion.core.weights import write_model
 from napari_learned_diffusion.jobs.progress import Job, Progress
 from napari_learned_diffusion.jobs.train import (
-    drawing,
+    drawing_processes,
     errors_of_training,
     make_folder,
     revision,
@@ -99,7 +99,7 @@ def train_noise_network(
         checkpoint=checkpoint,
         resume=resume,
         every=every,
-        workers=drawing(target) if workers is None else workers,
+        workers=drawing_processes(target) if workers is None else workers,
     )
     scores = NoiseScores(*[float("nan")] * 4)
     try:

@@ -6,7 +6,8 @@ with the variance that the network itself says, and the squared error of the aut
 .. math:: \ell = \tfrac12 (\lambda - \log\sigma)^2 e^{-\nu} + \tfrac12 \nu
                  + 2\,\overline{(\rho - \rho^*)^2} .
 
-As in `core.training`, whatever is random in a step depends on the seed and its number alone.
+As in `core.learning.training`, whatever is random in a step depends on the seed and its number
+alone.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from torch.utils.data import DataLoader
 
 from napari_learned_diffusion.config import CHECKPOINT_EVERY, NoiseTrainingConfig
 from napari_learned_diffusion.core.learning.noise_windows import Object, Simulator, Windows
+from napari_learned_diffusion.core.learning.optimisers import Optimiser, descend, learning_rate
+from napari_learned_diffusion.core.learning.training import restore, save
 from napari_learned_diffusion.core.noise_network import NoiseNetwork, least_level
-from napari_learned_diffusion.core.optimisers import Optimiser
-from napari_learned_diffusion.core.training import descend, learning_rate, restore, save
 
 VALIDATION_BATCHES = 24
 _HELD_OUT = 16
@@ -55,7 +56,7 @@ class NoiseScores(NamedTuple):
 
 @dataclass(frozen=True)
 class NoiseTrainStep:
-    """What a step did; as `core.training.TrainStep`, with other scores."""
+    """What a step did; as `core.learning.training.TrainStep`, with other scores."""
 
     step: int
     loss: float
@@ -73,7 +74,7 @@ def fit_noise_network(
     every: int = CHECKPOINT_EVERY,
     workers: int = 0,
 ) -> Generator[NoiseTrainStep, None, None]:
-    """Train a network in place, step by step; parameters and errors as of `core.training.fit`."""
+    """Train a network in place, step by step; parameters and errors as of `training.fit`."""
     device = next(network.parameters()).device
     optimiser = Optimiser(network, config.optimiser)
     done = 0

@@ -80,7 +80,7 @@ def read_objects(folders: Sequence[Path]) -> tuple[Object, ...]:
     """
     from skimage.io import imread
 
-    from napari_learned_diffusion.core.training import read_images
+    from napari_learned_diffusion.core.learning.patches import read_images
 
     objects: list[Object] = []
     for folder in folders:

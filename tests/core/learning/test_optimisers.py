@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from napari_learned_diffusion.core.diffusivity.conductance_unet import ConductanceUNet
-from napari_learned_diffusion.core.optimisers import Optimiser
+from napari_learned_diffusion.core.learning.optimisers import Optimiser
 
 
 def network() -> ConductanceUNet:

@@ -12,12 +12,16 @@ References
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from napari_learned_diffusion.config import OptimiserName
+from napari_learned_diffusion.config import (
+    OptimiserName,
+)
+from napari_learned_diffusion.core.errors import InvalidSettingError
 from napari_learned_diffusion.core.trainable import Trainable
 
 
@@ -117,3 +121,41 @@ def _is_inner(model: Trainable, name: str, parameter: nn.Parameter) -> bool:
 
 def _as_matrix(kernel: Tensor) -> Tensor:
     return kernel.detach().flatten(1).clone()
+
+
+def learning_rate(step: int, steps: int, highest: float) -> float:
+    """Of a step, from 0: it rises over the first fifth of the steps, then falls along a cosine."""
+    part = (step + 0.5) / steps
+    if part < 0.2:
+        return highest * part / 0.2
+    return highest * 0.5 * (1 + math.cos(math.pi * (part - 0.2) / 0.8))
+
+
+def descend(optimiser: Optimiser, loss: Tensor, mean_loss: float, rate: float, step: int) -> None:
+    """Take a step down the gradient, clipped to a norm of 1.
+
+    Parameters
+    ----------
+    loss
+        What this process's patches give; its gradient is averaged over the processes.
+    mean_loss
+        Its mean over the processes, by which all of them stop if it is no number.
+    rate
+        Learning rate of this step.
+    step
+        Number of steps done.
+
+    Raises
+    ------
+    InvalidSettingError
+        if the training diverges.
+    """
+    if not math.isfinite(mean_loss):
+        raise InvalidSettingError(
+            f"The loss is no number any more in step {step + 1}: the training diverged. "
+            "Take a lower learning rate."
+        )
+    optimiser.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(optimiser.parameters, 1.0)
+    optimiser.step(rate)

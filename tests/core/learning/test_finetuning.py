@@ -13,20 +13,16 @@ from napari_learned_diffusion.core.diffusivity import REGISTRY, diffusivity_clas
 from napari_learned_diffusion.core.diffusivity.base import LearnedDiffusivity
 from napari_learned_diffusion.core.diffusivity.fields_of_experts import Splines
 from napari_learned_diffusion.core.errors import InvalidSettingError
-from napari_learned_diffusion.core.finetuning import (
-    Diffusion,
+from napari_learned_diffusion.core.learning.finetuning import (
     FineTuneStep,
-    HeldOut,
-    HeldOutError,
-    Patches,
-    Scene,
     adapt,
     gain,
     tuned_parameters,
-    windows_of,
 )
+from napari_learned_diffusion.core.learning.held_out import HeldOut, HeldOutError, windows_of
+from napari_learned_diffusion.core.learning.objectives import NoiseSource
+from napari_learned_diffusion.core.learning.scenes import Diffusion, Patches, Scene
 from napari_learned_diffusion.core.noise import Gaussian, PoissonGaussian
-from napari_learned_diffusion.core.objectives import NoiseSource
 from napari_learned_diffusion.core.zoo import bundled_model
 
 SHORT = FineTuneConfig(steps=12, patch=24, batch=2, every=4, learning_rate=2e-2)

@@ -24,17 +24,11 @@ from napari_learned_diffusion.core.errors import (
     InvalidImageError,
     InvalidSettingError,
 )
+from napari_learned_diffusion.core.learning.patches import TrainingImages, draw_patches, read_images
+from napari_learned_diffusion.core.learning.training import TrainStep, fit, validate
 from napari_learned_diffusion.core.noise import Gaussian, PoissonGaussian
 from napari_learned_diffusion.core.schemes import Explicit
 from napari_learned_diffusion.core.solve import solve
-from napari_learned_diffusion.core.training import (
-    TrainingImages,
-    TrainStep,
-    draw_patches,
-    fit,
-    read_images,
-    validate,
-)
 from napari_learned_diffusion.core.weights import FORMAT, read_model, write_model, write_tensors
 
 SHORT = TrainingConfig(steps=6, batch=2, patch=16, iterations=2, learning_rate=2e-2)

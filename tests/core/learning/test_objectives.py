@@ -7,10 +7,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from napari_learned_diffusion.core.noise import Correlated, Gaussian, PoissonGaussian, Rician
-from napari_learned_diffusion.core.noise_measurement import checked_pixels
-from napari_learned_diffusion.core.noise_spectrum import coloured, flat_spectrum
-from napari_learned_diffusion.core.objectives import (
+from napari_learned_diffusion.core.learning.objectives import (
     RECORRUPTION,
     NoiseSource,
     as_batch,
@@ -18,6 +15,9 @@ from napari_learned_diffusion.core.objectives import (
     squared_error,
     sure,
 )
+from napari_learned_diffusion.core.noise import Correlated, Gaussian, PoissonGaussian, Rician
+from napari_learned_diffusion.core.noise_measurement import checked_pixels
+from napari_learned_diffusion.core.noise_spectrum import coloured, flat_spectrum
 
 CPU = torch.device("cpu")
 
