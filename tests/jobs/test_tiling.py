@@ -7,15 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from napari_learned_diffusion.config import DiffusionConfig
+from napari_learned_diffusion.config import DiffusionConfig, Gaussian, MapsConfig, TilingConfig
 from napari_learned_diffusion.core.diffusivity import REGISTRY
+from napari_learned_diffusion.jobs.denoise import denoise_stack
+from napari_learned_diffusion.jobs.inspection import inspect_plane
+from napari_learned_diffusion.jobs.progress import run
 from napari_learned_diffusion.jobs.tiling import SMALLEST_TILE, cut, largest_tile
 
 
 @given(
     h=st.integers(1, 200),
     w=st.integers(1, 200),
-    tile=st.integers(8, 90),
+    tile=st.integers(1, 90),
     halo=st.integers(0, 70),
     multiple=st.sampled_from([1, 4, 8]),
 )
@@ -26,7 +29,7 @@ def test_tiles_cover_every_pixel_once_and_see_their_halo(h, w, tile, halo, multi
         covered[part.target] += 1
         np.testing.assert_array_equal(plane[part.outer][part.inner], plane[part.target])
         for outer, target, size in zip(part.outer, part.target, (h, w), strict=True):
-            assert target.stop - target.start <= tile
+            assert target.stop - target.start <= max(tile, multiple)
             assert outer.start % multiple == 0
             assert max(0, target.start - halo) - outer.start in range(multiple)
             assert outer.stop - min(size, target.stop + halo) in range(multiple)
@@ -65,3 +68,29 @@ def test_automatic_settings_are_those_of_the_whole_plane():
     np.testing.assert_allclose(
         denoise(image, model=config.model, tile=64), denoise(image), rtol=0, atol=1e-3
     )
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 2), (3, 1), (1, 50), (50, 1), (5, 7)])
+@pytest.mark.parametrize("model", sorted(REGISTRY))
+def test_planes_smaller_than_a_network_s_cell_are_denoised_with_maps(model, shape):
+    image = np.random.default_rng(0).normal(50, 5, shape)
+    config = DiffusionConfig(model=model, noise=Gaussian(4.0), device="cpu")
+    maps = MapsConfig(diffusivity=True, orientation=True)
+    done = run(denoise_stack(image, config, maps=maps, tiling=TilingConfig(tile=32)))
+    assert done.image.shape == shape
+    assert done.image.mean() == pytest.approx(image.mean(), rel=1e-5)
+    assert done.report.range_kept
+    assert done.diffusivity is not None
+    assert np.isfinite(done.diffusivity).all()
+    inspected = run(inspect_plane(image, config))
+    np.testing.assert_allclose(inspected.denoised[-1], done.image, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (1, 9), (4, 1, 2)])
+@pytest.mark.parametrize("model", sorted(REGISTRY))
+def test_planes_of_a_few_pixels_are_denoised_with_everything_automatic(model, shape):
+    image = np.random.default_rng(1).normal(50, 5, shape).astype(np.float32)
+    done = run(denoise_stack(image, DiffusionConfig(model=model, device="cpu"), measure=False))
+    assert done.image.min() >= image.min()
+    assert done.image.max() <= image.max()
+    assert done.image.mean() == pytest.approx(image.mean(), rel=1e-5)

@@ -37,13 +37,15 @@ class Tile:
 def cut(shape: tuple[int, int], tile: int, halo: int, multiple: int = 1) -> list[Tile]:
     """Cut a plane into tiles of at most ``tile`` pixels along each axis, halo not counted.
 
-    Every tile, halo included, begins at a ``multiple`` of pixels, at most ``tile`` of them.
+    Every tile, halo included, begins at a ``multiple`` of pixels. A plane that is smaller than one
+    multiple is a tile of its own.
     """
     halo = ceil(halo / multiple) * multiple
+    cells_of_tile = max(1, tile // multiple)
     axes = []
     for size in shape:
         cells = ceil(size / multiple)
-        count = ceil(cells / (tile // multiple))
+        count = ceil(cells / cells_of_tile)
         bounds = [min(size, round(i * cells / count) * multiple) for i in range(count + 1)]
         axes.append(
             [
