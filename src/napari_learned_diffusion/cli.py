@@ -39,6 +39,7 @@ from napari_learned_diffusion.config import (
     NoiseChoice,
     TilingConfig,
 )
+from napari_learned_diffusion.core.atomic import why_not_written
 from napari_learned_diffusion.core.errors import (
     FileFormatError,
     FileWriteError,
@@ -49,6 +50,7 @@ from napari_learned_diffusion.core.errors import (
 from napari_learned_diffusion.core.noise import NOISE_MODELS, NoiseModel
 from napari_learned_diffusion.files import COMPRESSIONS, Volume, read, supported_suffixes
 from napari_learned_diffusion.files import write as write_file
+from napari_learned_diffusion.files.formats import check_target, format_by_suffix
 from napari_learned_diffusion.jobs.progress import Job, Progress, run
 from napari_learned_diffusion.recipe import noise_options
 
@@ -631,21 +633,16 @@ def _check_outputs(
 
 
 def _check_writable(path: Path, overwrite: bool) -> None:
-    if not path.name.lower().endswith(supported_suffixes()):
+    file_format = format_by_suffix(path)
+    if file_format is None:
         raise FileFormatError(f"{path} must end in one of: {', '.join(supported_suffixes())}.")
-    if path.is_dir():
-        raise FileWriteError(f"{path} is a folder. Add a file name.")
-    if path.exists() and not overwrite:
-        raise FileWriteError(f"{path} exists. Choose another name, or add --overwrite.")
+    check_target(path, file_format, overwrite=overwrite)
     try:
         # Only trying tells: permissions, read-only disks and quotas all have a say.
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise FileWriteError(
-            f"{path} can't be written ({error.strerror or error}). "
-            "Check that the folder exists and that you may write to it, or choose another."
-        ) from error
+        raise FileWriteError(why_not_written(path, error)) from error
 
 
 def _read(source: Path, settings: _Settings) -> Volume:

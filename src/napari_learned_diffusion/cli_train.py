@@ -23,7 +23,8 @@ from napari_learned_diffusion.config import (
     NoiseTrainingConfig,
     TrainingConfig,
 )
-from napari_learned_diffusion.core.errors import FileWriteError, InvalidSettingError
+from napari_learned_diffusion.core.atomic import check_target
+from napari_learned_diffusion.core.errors import InvalidSettingError
 from napari_learned_diffusion.jobs.progress import Progress, run
 
 if TYPE_CHECKING:
@@ -219,8 +220,7 @@ def train(
         raise typer.BadParameter("Give either --model, with a diffusivity, or --noise-network.")
     name = model or "noise"
     weights = out / f"{name}.safetensors"
-    if weights.exists() and not overwrite:
-        raise FileWriteError(f"{weights} exists. Choose another folder, or add --overwrite.")
+    check_target(weights, overwrite=overwrite)
     import torch
 
     torch.backends.mkldnn.enabled = onednn  # type: ignore[assignment]

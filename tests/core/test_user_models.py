@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import pickle
+import shutil
 import struct
 from pathlib import Path
 
@@ -244,15 +245,15 @@ def test_a_disk_that_fills_leaves_what_was_there(own, saved, user_models_folder,
         Path(target).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(user_models.shutil, "copyfile", full)
-    with pytest.raises(FileWriteError, match="No space left"):
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(FileWriteError, match="disk is full"):
         import_user_model(saved.path, "copy")
 
     def full_too(tensors: object, path: Path, metadata: object) -> None:
         full(None, path)
 
     monkeypatch.setattr("napari_learned_diffusion.core.weights.save_file", full_too)
-    with pytest.raises(FileWriteError, match="No space left"):
+    with pytest.raises(FileWriteError, match="disk is full"):
         save_user_model("cells", own, FACTS, overwrite=True)
     assert [p.name for p in user_models_folder.iterdir()] == ["cells.safetensors"]
     assert saved.path.read_bytes() == before

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from platformdirs import user_data_path
 
+from napari_learned_diffusion.core.atomic import copy_file
 from napari_learned_diffusion.core.diffusivity import REGISTRY, learned_diffusivity_class
 from napari_learned_diffusion.core.errors import (
     FileFormatError,
@@ -169,7 +169,8 @@ def save_user_model(
 
     path = _free_path(name, overwrite=overwrite)
     _make_folder()
-    write_tensors(path, model.state_dict(), describe(model) | {"card": facts})
+    header = describe(model) | {"card": facts}
+    write_tensors(path, model.state_dict(), header, overwrite=overwrite)
     return read_header(path)
 
 
@@ -212,9 +213,7 @@ def export_user_model(name: str, target: Path, *, overwrite: bool = False) -> Pa
     path = target / model.path.name if target.is_dir() else target
     if path.suffix != SUFFIX:
         path = path.with_name(path.name + SUFFIX)
-    if path.exists() and not overwrite:
-        raise FileWriteError(f"{path} exists. Choose another name.")
-    copy_file(model.path, path)
+    copy_file(model.path, path, overwrite=overwrite)
     return path
 
 
@@ -241,7 +240,7 @@ def import_user_model(
     _load(found)
     path = _free_path(name or source.stem, overwrite=overwrite)
     _make_folder()
-    copy_file(source, path)
+    copy_file(source, path, overwrite=overwrite)
     return read_header(path)
 
 
@@ -280,23 +279,6 @@ def _make_folder() -> None:
         raise FileWriteError(
             f"The folder {folder} for your models can't be made: {error.strerror or error}."
         ) from error
-
-
-def copy_file(source: Path, target: Path) -> None:
-    """Copy a file; the target is complete or as it was before, never half.
-
-    Raises
-    ------
-    FileWriteError
-        if it can't be written.
-    """
-    aside = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
-        shutil.copyfile(source, aside)
-        aside.replace(target)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise FileWriteError(f"{target} can't be written: {error.strerror or error}.") from error
 
 
 def read_header(path: Path) -> UserModel:

@@ -6,7 +6,6 @@ Nothing is ever unpickled: a file from anywhere can be opened without running wh
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from napari_learned_diffusion.core.atomic import why_not_written, written_aside
 from napari_learned_diffusion.core.errors import FileFormatError, FileWriteError
 from napari_learned_diffusion.core.trainable import Trainable
 
@@ -24,22 +24,24 @@ FORMAT = 1
 Model = TypeVar("Model", bound=Trainable)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any]) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], header: dict[str, Any], *, overwrite: bool = True
+) -> None:
     """Write tensors and a JSON header; the file is complete or as it was before, never half.
 
     Raises
     ------
     FileWriteError
-        if the folder can't be written to.
+        if the folder can't be written to, or the file is there and may not be replaced.
     """
     metadata = {"header": json.dumps(header | {"format": FORMAT})}
     contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    aside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        save_file(contiguous, aside, metadata)
-        aside.replace(path)
-    except (OSError, SafetensorError) as error:
-        aside.unlink(missing_ok=True)
+        with written_aside(path, overwrite=overwrite) as aside:
+            save_file(contiguous, aside, metadata)
+    except OSError as error:
+        raise FileWriteError(why_not_written(path, error)) from error
+    except SafetensorError as error:
         raise FileWriteError(f"{path} couldn't be written: {error}") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -260,7 +261,7 @@ def write_dicom(path: Path, volume: Volume, _: str | None) -> None:
         )
     planes = planes_of(volume.data, plane_ndim=2)
     number = 1 if volume.axes == "YX" else volume.data.shape[0]
-    single = path.name.lower().endswith(DICOM_SUFFIXES)
+    single = is_single(path)
     if single and number > 1:
         raise FileFormatError(
             "A DICOM series is a folder of files: give a name that doesn't end in .dcm."
@@ -277,6 +278,18 @@ def write_dicom(path: Path, volume: Volume, _: str | None) -> None:
         _set_pixels(dataset, plane, rescale)
         target = path if single else path / f"{index + 1:06d}.dcm"
         dataset.save_as(target, enforce_file_format=True)
+
+
+def is_single(path: Path) -> bool:
+    """Whether one file is written to a path, not a folder of them."""
+    return path.name.lower().endswith(DICOM_SUFFIXES)
+
+
+def foreign_in_series(folder: Path) -> Path | None:
+    """The first thing in a folder that `write_dicom` wouldn't have made; None if there is none."""
+    own = re.compile(r"\d{6,}\.dcm")
+    entries = sorted(folder.iterdir())
+    return next((e for e in entries if not (own.fullmatch(e.name) and e.is_file())), None)
 
 
 @dataclass

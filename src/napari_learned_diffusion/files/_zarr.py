@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,11 @@ _CHUNK = 1024
 
 _SMALLEST = 256
 """Levels are halved until no edge of a plane is longer."""
+
+_DESCRIPTIONS = ("zarr.json", ".zgroup", ".zattrs", ".zarray", ".zmetadata")
+_LEVEL = re.compile(r"s?\d+")
+_CHUNK_NAME = re.compile(rf"c|\d+(\.\d+)*|{'|'.join(map(re.escape, _DESCRIPTIONS))}")
+"""Names of files and folders in a level."""
 
 
 def is_zarr(path: Path) -> bool:
@@ -125,6 +131,21 @@ def write_zarr(path: Path, volume: Volume, _: str | None) -> None:
             level[index] = plane
     # Last, so that a folder that isn't finished is no image.
     group.attrs["ome"] = _metadata(volume, axes, shapes)
+
+
+def foreign_in_zarr(folder: Path) -> Path | None:
+    """The first thing in a folder that isn't of the levels of one image; None if there is none.
+
+    Labels, tables and the like stand beside the levels in an OME-Zarr of other programs.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and _LEVEL.fullmatch(path.name):
+            found = next((p for p in path.rglob("*") if not _CHUNK_NAME.fullmatch(p.name)), None)
+            if found is not None:
+                return found
+        elif path.name not in _DESCRIPTIONS or not path.is_file():
+            return path
+    return None
 
 
 def _level_shapes(shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:

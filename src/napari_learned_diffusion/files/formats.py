@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import errno
-import secrets
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from napari_learned_diffusion.core import atomic
 from napari_learned_diffusion.core.errors import (
     FileFormatError,
     FileWriteError,
@@ -19,6 +16,8 @@ from napari_learned_diffusion.core.errors import (
 from napari_learned_diffusion.files._dicom import (
     DICOM_SUFFIXES,
     files_of_series,
+    foreign_in_series,
+    is_single,
     read_dicom,
     write_dicom,
 )
@@ -27,7 +26,13 @@ from napari_learned_diffusion.files._mrc import MRC_SUFFIXES, read_mrc, write_mr
 from napari_learned_diffusion.files._nifti import NIFTI_SUFFIXES, read_nifti, write_nifti
 from napari_learned_diffusion.files._tiff_read import TIFF_SUFFIXES, read_tiff
 from napari_learned_diffusion.files._tiff_write import write_tiff
-from napari_learned_diffusion.files._zarr import ZARR_SUFFIXES, is_zarr, read_zarr, write_zarr
+from napari_learned_diffusion.files._zarr import (
+    ZARR_SUFFIXES,
+    foreign_in_zarr,
+    is_zarr,
+    read_zarr,
+    write_zarr,
+)
 from napari_learned_diffusion.files.volume import Volume
 
 if TYPE_CHECKING:
@@ -57,6 +62,10 @@ class Format:
         Whether a folder can be an image of the format, by what is in it.
     compressions
         Those that ``write`` knows.
+    makes_folder
+        Whether ``write`` makes a folder of a path.
+    foreign
+        The first thing in a folder that ``write`` wouldn't have made; ``None`` if there is none.
     """
 
     key: str
@@ -66,6 +75,8 @@ class Format:
     suffix: str
     is_folder: Callable[[Path], bool] = lambda _: False
     compressions: tuple[str, ...] = ()
+    makes_folder: Callable[[Path], bool] = lambda _: False
+    foreign: atomic.Foreign = lambda _: None
 
 
 FORMATS: dict[str, Format] = {
@@ -74,7 +85,16 @@ FORMATS: dict[str, Format] = {
         Format("tiff", TIFF_SUFFIXES, read_tiff, write_tiff, ".tif", compressions=COMPRESSIONS),
         Format("mrc", MRC_SUFFIXES, read_mrc, write_mrc, ".mrc"),
         Format("nifti", NIFTI_SUFFIXES, read_nifti, write_nifti, ".nii.gz"),
-        Format("zarr", ZARR_SUFFIXES, read_zarr, write_zarr, ".ome.zarr", is_zarr),
+        Format(
+            "zarr",
+            ZARR_SUFFIXES,
+            read_zarr,
+            write_zarr,
+            ".ome.zarr",
+            is_zarr,
+            makes_folder=lambda _: True,
+            foreign=foreign_in_zarr,
+        ),
         # A series is a folder, whose name needs no suffix.
         Format(
             "dicom",
@@ -83,6 +103,8 @@ FORMATS: dict[str, Format] = {
             write_dicom,
             "",
             lambda folder: bool(files_of_series(folder)),
+            makes_folder=lambda path: not is_single(path),
+            foreign=foreign_in_series,
         ),
     )
 }
@@ -177,21 +199,41 @@ def write(
         if ``compression`` isn't known.
     """
     path = Path(path)
-    file_format = FORMATS[format] if format else _format_by_suffix(path)
+    file_format = FORMATS[format] if format else format_by_suffix(path)
     if file_format is None:
         raise FileFormatError(_unknown(path))
     check_compression(file_format, compression)
     if volume.data.size == 0:
         raise FileFormatError(f"An image of shape {volume.data.shape} has no pixels to write.")
     try:
-        # Through a symbolic link to its target, which would otherwise be replaced by a file.
-        target = path.resolve()
-        _check_target(target, volume, overwrite, file_format)
-        with _written_aside(target) as unfinished:
+        check_target(path, file_format, overwrite=overwrite)
+        _check_not_read_from(path, volume)
+        with atomic.written_aside(
+            path,
+            overwrite=overwrite,
+            folder=file_format.makes_folder(path),
+            foreign=file_format.foreign,
+        ) as unfinished:
             file_format.write(unfinished, volume, compression)
     except OSError as error:
-        raise FileWriteError(why_not_written(path, error)) from error
+        raise FileWriteError(atomic.why_not_written(path, error)) from error
     return path
+
+
+def check_target(path: Path, file_format: Format, *, overwrite: bool) -> None:
+    """Refuse a place where something is that may not be replaced by an image of a format.
+
+    Raises
+    ------
+    FileWriteError
+        as `core.atomic.check_target`.
+    """
+    atomic.check_target(
+        path,
+        overwrite=overwrite,
+        folder=file_format.makes_folder(path),
+        foreign=file_format.foreign,
+    )
 
 
 def check_compression(file_format: Format, compression: str | None) -> None:
@@ -228,10 +270,11 @@ def format_of(path: Path) -> Format | None:
     """
     if path.is_dir():
         return next((f for f in FORMATS.values() if f.is_folder(path)), None)
-    return _format_by_suffix(path)
+    return format_by_suffix(path)
 
 
-def _format_by_suffix(path: Path) -> Format | None:
+def format_by_suffix(path: Path) -> Format | None:
+    """The format that a name stands for; None if there is none."""
     name = path.name.lower()
     return next((f for f in FORMATS.values() if name.endswith(f.suffixes)), None)
 
@@ -248,54 +291,10 @@ def _unknown(path: Path) -> str:
     )
 
 
-def _check_target(path: Path, volume: Volume, overwrite: bool, file_format: Format) -> None:
-    """Refuse to replace a folder, a file without leave, or the one that is still being read."""
-    if path.is_dir() and not file_format.is_folder(path):
-        raise FileWriteError(f"{path} is a folder. Add a file name.")
-    if path.exists():
-        if not overwrite:
-            raise FileWriteError(f"{path} exists. Choose another name or allow overwriting.")
-        sources = {
-            place for source in files_behind(volume.data) for place in (source, source.parent)
-        }
-        if any(source.samefile(path) for source in sources if source.exists()):
-            raise FileWriteError(f"The image is still being read from {path}. Choose another name.")
-
-
-@contextmanager
-def _written_aside(path: Path) -> Iterator[Path]:
-    """Give a name beside ``path`` to write to, and move it there once all went well."""
-    # In the same folder, because only within a file system is renaming atomic.
-    unfinished = path.with_name(f".{path.stem[:100]}.{secrets.token_hex(4)}.part{path.suffix}")
-    try:
-        yield unfinished
-        move_into_place(unfinished, path)
-    finally:
-        # In a folder that can't be written this fails as well: the reason is on its way up.
-        with suppress(OSError):
-            if unfinished.is_dir():
-                shutil.rmtree(unfinished)
-            else:
-                unfinished.unlink(missing_ok=True)
-
-
-def move_into_place(finished: Path, path: Path) -> None:
-    """Rename a file or folder to ``path`` in the same file system, in place of what is there."""
-    if not (finished.is_dir() and path.is_dir()):
-        finished.replace(path)
+def _check_not_read_from(path: Path, volume: Volume) -> None:
+    """Refuse to write over the file or folder that the pixels are yet to be read from."""
+    if not path.exists():
         return
-    # A folder can't replace another in one step.
-    old = finished.with_name(f"{finished.name}.old")
-    path.replace(old)
-    finished.replace(path)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def why_not_written(path: Path, error: OSError) -> str:
-    """What the system's refusal to write means for the user, and what helps."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"The disk is full: {path} was not written. Free space or choose another folder."
-    return (
-        f"{path} can't be written ({error.strerror or error}). "
-        "Check that the folder exists and that you may write to it, or choose another."
-    )
+    sources = {place for source in files_behind(volume.data) for place in (source, source.parent)}
+    if any(source.samefile(path) for source in sources if source.exists()):
+        raise FileWriteError(f"The image is still being read from {path}. Choose another name.")

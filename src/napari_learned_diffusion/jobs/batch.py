@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_learned_diffusion.config import DiffusionConfig, TilingConfig
+from napari_learned_diffusion.core.atomic import move_into_place, why_not_written
 from napari_learned_diffusion.core.errors import (
     FileFormatError,
     FileWriteError,
@@ -38,8 +39,6 @@ from napari_learned_diffusion.files import FORMATS, Volume, write
 from napari_learned_diffusion.files.formats import (
     Format,
     check_compression,
-    move_into_place,
-    why_not_written,
 )
 from napari_learned_diffusion.files.volume import bare_name
 from napari_learned_diffusion.jobs.batch_engines import (
@@ -617,7 +616,7 @@ class _Run:
             compression=self.batch.compression if file.format.compressions else None,
             format=file.format.key,
         )
-        move_into_place(staged, file.target)
+        move_into_place(staged, file.target, overwrite=True)
         self.doing = ""
         status = file.current("done", " ".join(_sentences(file)))
         self.manifest.record(

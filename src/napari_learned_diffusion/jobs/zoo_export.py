@@ -25,6 +25,7 @@ from skimage import data
 
 import napari_learned_diffusion
 from napari_learned_diffusion.config import noise_from_arguments
+from napari_learned_diffusion.core.atomic import check_target, copy_file
 from napari_learned_diffusion.core.diffusivity.k_automation import KAutomation
 from napari_learned_diffusion.core.errors import (
     FileFormatError,
@@ -34,7 +35,7 @@ from napari_learned_diffusion.core.errors import (
 )
 from napari_learned_diffusion.core.metrics import psnr
 from napari_learned_diffusion.core.noise import NoiseModel, PoissonGaussian, noise_model_from_dict
-from napari_learned_diffusion.core.user_models import PREFIX, copy_file, is_user_key
+from napari_learned_diffusion.core.user_models import PREFIX, is_user_key
 from napari_learned_diffusion.core.zoo import ModelCard, card, learned_model
 from napari_learned_diffusion.files._extras import require
 from napari_learned_diffusion.jobs.zoo_module import DenoisingModule
@@ -151,7 +152,7 @@ def export_to_zoo(
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, _undisturbed():
         package = _packed(Path(folder), description, module, example)
         _test(package)
-        copy_file(package, path)
+        copy_file(package, path, overwrite=overwrite)
     return path
 
 
@@ -192,8 +193,7 @@ def _path(target: Path, model: str, *, overwrite: bool) -> Path:
     path = target / model.removeprefix(PREFIX) if target.is_dir() else target
     if path.suffix != SUFFIX:
         path = path.with_name(path.name + SUFFIX)
-    if path.exists() and not overwrite:
-        raise FileWriteError(f"{path} exists. Choose another name.")
+    check_target(path, overwrite=overwrite)
     if not path.parent.is_dir():
         raise FileWriteError(f"There is no folder {path.parent}. Make it first.")
     return path
