@@ -115,6 +115,20 @@ def broken_user_models() -> list[str]:
     return [str(error) for error in _read_all() if isinstance(error, FileFormatError)]
 
 
+def model_stamp(key: str) -> tuple[int, int] | None:
+    """What changes when a model of the user's own is replaced by another of the same name.
+
+    ``None`` for a model of the package, and for one that isn't there.
+    """
+    if not is_user_key(key):
+        return None
+    try:
+        status = _path(key.removeprefix(PREFIX)).stat()
+    except (OSError, InvalidSettingError):
+        return None
+    return status.st_mtime_ns, status.st_size
+
+
 def _read_all() -> Iterator[UserModel | FileFormatError]:
     folder = models_folder()
     paths = sorted(folder.glob(f"*{SUFFIX}"), key=lambda p: p.name.lower())

@@ -23,7 +23,9 @@ from napari_learned_diffusion.core.noise import (
     PoissonGaussian,
     Rician,
 )
+from napari_learned_diffusion.core.user_models import model_stamp
 from napari_learned_diffusion.core.zoo import card, noise_kind_of
+from napari_learned_diffusion.widgets._content import Probes
 from napari_learned_diffusion.widgets._layers import Source
 
 if TYPE_CHECKING:
@@ -189,6 +191,8 @@ class Request:
         The settings.
     known
         What has been found out before, so that a live preview doesn't estimate it anew.
+    probes
+        Tells a worker whether that still holds of an array that is loaded lazily.
     """
 
     source: Source
@@ -197,6 +201,7 @@ class Request:
     outputs: Outputs
     maps: MapsConfig
     known: Known
+    probes: Probes = field(default_factory=Probes)
 
     @property
     def effective_config(self) -> DiffusionConfig:
@@ -228,11 +233,13 @@ class Known:
 class Findings:
     """What jobs have found out about a layer's data, and for which settings it holds.
 
-    It remembers one layer and one set of settings, the last ones; looking back further would only
-    save the estimates of users who switch to and fro.
+    It holds for the content that the layer had, see `_content`. Findings are of one layer and one
+    set of settings, the last ones; looking back further would only save the estimates of users who
+    switch to and fro.
     """
 
     def __init__(self) -> None:
+        self.probes = Probes()
         self._prepared: tuple[Any, Prepared] | None = None
         self._used: tuple[Any, Prepared] | None = None
         self._noise: tuple[Any, Known] | None = None
@@ -250,6 +257,8 @@ class Findings:
         used
             What they have become for the slice or layer that was denoised.
         """
+        if request.source.has_changed():
+            return  # while the job was on: of which content that holds, nobody knows
         settings = _settings_key(request.source, request.config)
         noise = _noise_key(request.source, request.config)
         self._used = settings, used
@@ -280,9 +289,9 @@ class Findings:
         """
         if self._estimate is None:
             return None
-        (layer_id, plane_axes, *kind), estimate = self._estimate
-        is_of_layer = (layer_id, plane_axes) == (source.layer_id, source.plane_axes)
-        is_of_kind = kind == [noise_kind_of(config), config.noise_scope]
+        (*layer, kind, scope), estimate = self._estimate
+        is_of_layer = tuple(layer) == _layer_key(source)
+        is_of_kind = (kind, scope) == (noise_kind_of(config), config.noise_scope)
         return estimate if is_of_layer and (is_of_kind or config.noise is not None) else None
 
     def used(self, source: Source, config: DiffusionConfig) -> DiffusionConfig | None:
@@ -295,12 +304,16 @@ def _look_up(entry: tuple[Any, Found] | None, key: Any) -> Found | None:
     return entry[1] if entry is not None and entry[0] == key else None
 
 
+def _layer_key(source: Source) -> tuple[Any, ...]:
+    return source.layer_id, source.content, source.plane_axes
+
+
 def _noise_key(source: Source, config: DiffusionConfig) -> tuple[Any, ...]:
-    return source.layer_id, source.plane_axes, noise_kind_of(config), config.noise_scope
+    return *_layer_key(source), noise_kind_of(config), config.noise_scope
 
 
 def _settings_key(source: Source, config: DiffusionConfig) -> tuple[Any, ...]:
-    return source.layer_id, source.plane_axes, config
+    return *_layer_key(source), config, model_stamp(config.model)
 
 
 def make_request(values: FormValues, source: Source, findings: Findings) -> Request:
@@ -313,4 +326,12 @@ def make_request(values: FormValues, source: Source, findings: Findings) -> Requ
     """
     config = values.config()
     known = findings.known(source, config)
-    return Request(source, config, values.tiling(), values.outputs, values.maps(), known)
+    return Request(
+        source,
+        config,
+        values.tiling(),
+        values.outputs,
+        values.maps(),
+        known,
+        findings.probes,
+    )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from napari_learned_diffusion.core.errors import InvalidImageError
 from napari_learned_diffusion.files._napari import volume_of_layer
+from napari_learned_diffusion.widgets._content import Content, checksum, content_of
 from napari_learned_diffusion.widgets._lazy_stack import LazyStack
 
 if TYPE_CHECKING:
@@ -131,6 +132,8 @@ class Source:
         The layer's own metadata.
     path
         The file it was opened from, ``""`` if none.
+    content
+        That of ``data`` at this moment: what is known of other content doesn't hold.
     """
 
     layer_id: Hashable
@@ -146,6 +149,7 @@ class Source:
     contrast_limits_range: tuple[float, float]
     metadata: dict[str, Any] = field(repr=False)
     path: str = ""
+    content: Content = ()
 
     @property
     def other_axes(self) -> tuple[int, ...]:
@@ -185,6 +189,16 @@ class Source:
     def read_at(self, index: tuple[int, ...]) -> NDArray[Any]:
         """Load one slice."""
         return np.asarray(self.data[self.select(index)])
+
+    def has_changed(self) -> bool:
+        """Whether the array has other content now."""
+        return content_of(self.data) != self.content
+
+    def content_at(self, index: tuple[int, ...] | None) -> int | None:
+        """A checksum of one slice; ``None`` where there is none, or it isn't in memory."""
+        if index is None or not isinstance(self.data, np.ndarray):
+            return None
+        return checksum(self.read_at(index))
 
     def blank(self) -> float:
         """What stands where a slice isn't done: nothing, or black where there is no nothing."""
@@ -351,6 +365,7 @@ def read(layer: Layer, dims: Dims) -> Source:
         contrast_limits_range=(float(low), float(high)),
         metadata=dict(layer.metadata),
         path=str(layer.source.path or ""),
+        content=content_of(data),
     )
 
 
@@ -365,6 +380,15 @@ def as_volume(layer: Layer) -> Volume:
     image = check(layer)
     _, attributes, _ = image.as_layer_data_tuple()  # type: ignore[no-untyped-call]
     return volume_of_layer(str(layer.name), image.data, attributes)
+
+
+def has_other_content(layer: Layer, source: Source) -> bool:
+    """Whether a layer has got other data than it had, or the same array with other content."""
+    data = layer.data
+    if data is source.data or isinstance(data, np.ndarray):
+        return content_of(data) != source.content
+    # Of other arrays, such as zarr's, the snapshot holds a lazy array that was made of it.
+    return isinstance(data, LazyStack)
 
 
 def _as_array(data: Any) -> Any:

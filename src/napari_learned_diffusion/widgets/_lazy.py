@@ -100,6 +100,8 @@ class LazyResult(QObject):
 
     def look_at(self, index: Index | None) -> None:
         """The user has scrolled to another slice; ``None``: to where there is none."""
+        if index is not None:
+            self.stack.drop_changed(index)
         self.stack.look_at(index)
         self.go_on()
 

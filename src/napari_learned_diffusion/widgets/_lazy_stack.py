@@ -59,6 +59,7 @@ class LazyStack:
         self._capacity = max(1, budget // (rows * columns * self.dtype.itemsize))
         self._lock = threading.Lock()
         self._planes: dict[Index, NDArray[Any]] = {}
+        self._made_from: dict[Index, int | None] = {}
         self._before = dict(before or {})
         self._in_view: Index | None = None
         self._axis, self._direction = len(self._counts) - 1, 1
@@ -84,6 +85,29 @@ class LazyStack:
                 self._direction = 1 if moves[self._axis] > 0 else -1
             self._in_view = index
 
+    def drop_changed(self, index: Index | None = None) -> bool:
+        """Forget slices whose input has been changed in place since; whether there were any.
+
+        Parameters
+        ----------
+        index
+            The one to look at; ``None``: all of them.
+        """
+        with self._lock:
+            known = dict(self._made_from)
+        if index is not None:
+            known = {index: known[index]} if index in known else {}
+        changed = [
+            at
+            for at, was in known.items()
+            if was is not None and self._source.content_at(at) not in (was, None)
+        ]
+        with self._lock:
+            for at in changed:
+                self._planes.pop(at, None)
+                self._made_from.pop(at, None)
+        return bool(changed)
+
     def shown(self) -> dict[Index, NDArray[Any]]:
         """The slice in view if it is denoised, to be shown until there is a newer one."""
         with self._lock:
@@ -100,6 +124,7 @@ class LazyStack:
         InvalidImageError
             if slices are missing; the message says what to do.
         """
+        self.drop_changed()
         with self._lock:
             planes = dict(self._planes)
         if len(planes) < self.n_slices:
@@ -176,13 +201,21 @@ class LazyStack:
             view = self._in_view
             return view is not None and view != index and view not in self._planes
 
-    def put(self, index: Index, plane: NDArray[Any]) -> None:
-        """Keep a denoised slice, and forget others where there are too many."""
+    def put(self, index: Index, plane: NDArray[Any], made_from: int | None = None) -> None:
+        """Keep a denoised slice, and forget others where there are too many.
+
+        Parameters
+        ----------
+        made_from
+            Checksum of the slice that it was made from, where that is known.
+        """
         with self._lock:
             self._planes[index] = plane
+            self._made_from[index] = made_from
             self._before.pop(index, None)
             while len(self._planes) > self._capacity:
-                del self._planes[max(self._planes, key=self._distance)]
+                farthest = max(self._planes, key=self._distance)
+                del self._planes[farthest], self._made_from[farthest]
 
     def _distance(self, index: Index) -> int:
         view = self._in_view or index

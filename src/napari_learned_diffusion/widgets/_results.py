@@ -105,7 +105,13 @@ def show_result(
     is_selected
         Whether a new layer becomes the selected one.
     """
-    mark = {"role": role, "source_id": str(source.layer_id), "source": source.name, **details}
+    mark = {
+        "role": role,
+        "source_id": str(source.layer_id),
+        "source": source.name,
+        "content": source.content,
+        **details,
+    }
     metadata = {**source.metadata, MARK: mark}
     layer = find_result(layers, source, role)
     if layer is not None and layer.ndim != data.ndim:

@@ -19,6 +19,7 @@ from napari_learned_diffusion.core.errors import FileWriteError, InvalidImageErr
 from napari_learned_diffusion.core.zoo import card
 from napari_learned_diffusion.files import write
 from napari_learned_diffusion.jobs.progress import Job, Progress, Result
+from napari_learned_diffusion.widgets._content import checksum
 from napari_learned_diffusion.widgets._imports import import_module
 
 if TYPE_CHECKING:
@@ -103,14 +104,20 @@ def estimate(request: Request, load: Callable[[], Any] = load_jobs) -> Job[Estim
     return Estimate(request, _prepare(request, load()))
 
 
-def _prepare(request: Request, jobs: Any) -> Prepared:
-    """What the automatic settings become for the layer as a whole."""
-    if request.known.prepared is not None:
-        return request.known.prepared
+def _prepare(request: Request, jobs: Any, *, is_quick: bool = False) -> Prepared:
+    """What the automatic settings become for the layer as a whole.
+
+    Parameters
+    ----------
+    is_quick
+        Whether to trust what is known of a lazy layer without a look at one of its slices.
+    """
     source = request.source
-    prepared: Prepared = jobs.prepare(
-        source.data, request.effective_config, plane_axes=source.plane_axes
-    )
+    is_known = is_quick or not request.probes.has_changed(source)
+    if is_known and request.known.prepared is not None:
+        return request.known.prepared
+    config = request.effective_config if is_known else request.config
+    prepared: Prepared = jobs.prepare(source.data, config, plane_axes=source.plane_axes)
     return prepared
 
 
@@ -140,7 +147,9 @@ def denoise_slice(
     """
     yield Progress(0, 1, "Preparing")
     jobs = load()
-    whole = None if request.known.slice_by_slice else _prepare(request, jobs)
+    whole = None
+    if not request.known.slice_by_slice:
+        whole = _prepare(request, jobs, is_quick=not measure)
     yield Progress(0, 1, "Reading the slice")
     plane = request.source.read_slice()
     used = _prepare_slice(request, whole, plane, jobs)
@@ -257,9 +266,12 @@ def denoise_lazily(
     """
     yield Progress(0, 1, "Preparing")
     jobs = load()
-    whole = None if request.known.slice_by_slice else _prepare(request, jobs)
+    whole = None
+    if not request.known.slice_by_slice:
+        whole = _prepare(request, jobs, is_quick=stack.n_ready > 0)
     while (index := stack.next()) is not None:
-        plane = request.source.read_at(index)
+        # A copy, for an array in memory may be changed in place meanwhile.
+        plane = np.array(request.source.read_at(index))
         denoised = plane
         if plane.dtype.kind != "f" or np.isfinite(plane).any():
             used = _prepare_slice(request, whole, plane, jobs)
@@ -276,7 +288,7 @@ def denoise_lazily(
             if result is None:
                 continue
             denoised = result.image
-        stack.put(index, denoised)
+        stack.put(index, denoised, checksum(plane))
         yield Progress(stack.n_ready, stack.n_slices, "As you scroll", index)
     return whole
 
@@ -367,12 +379,15 @@ class CheckRequest:
         The layers as they were; ``None`` is no reference.
     noise
         The noise model of the source; ``None``: to be estimated.
+    is_of_result
+        Whether the source still has the content that the result was made from.
     """
 
     source: Source
     result: Source
     reference: Source | None
     noise: NoiseModel | None
+    is_of_result: bool = True
 
     @property
     def layers(self) -> tuple[Source, ...]:

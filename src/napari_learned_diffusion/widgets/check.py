@@ -33,7 +33,14 @@ from napari_learned_diffusion.widgets import _tasks
 from napari_learned_diffusion.widgets._compare import SideBySide, Wipe
 from napari_learned_diffusion.widgets._controls import Choice, Colours, Note, make_rows
 from napari_learned_diffusion.widgets._dock import DockedWidget, FormScroll, explain, shut_down
-from napari_learned_diffusion.widgets._layers import as_volume, find_layer, mark_of, read
+from napari_learned_diffusion.widgets._layers import (
+    Source,
+    as_volume,
+    find_layer,
+    has_other_content,
+    mark_of,
+    read,
+)
 from napari_learned_diffusion.widgets._plots import make_colour
 from napari_learned_diffusion.widgets._results import (
     RESIDUAL_COLORMAP,
@@ -46,6 +53,7 @@ from napari_learned_diffusion.widgets._tasks import CheckRequest
 if TYPE_CHECKING:
     from napari.viewer import Viewer
 
+    from napari_learned_diffusion.core.noise import NoiseModel
     from napari_learned_diffusion.jobs.check import Check
     from napari_learned_diffusion.widgets._tasks import Checked
 
@@ -246,9 +254,13 @@ class CheckWidget(DockedWidget):
         ]
         for layer in self._watched:
             layer.events.name.disconnect(self._on_layers)
+            layer.events.data.disconnect(self._on_drawn)
+            layer.events.set_data.disconnect(self._on_drawn)
         self._watched = layers
         for layer in layers:
             layer.events.name.connect(self._on_layers)
+            layer.events.data.connect(self._on_drawn)
+            layer.events.set_data.connect(self._on_drawn)
         names = {layer.unique_id: str(layer.name) for layer in layers}
         results = {layer.unique_id: str(layer.name) for layer in layers if is_result(layer)}
         newest = next(reversed(results), None)
@@ -298,6 +310,23 @@ class CheckWidget(DockedWidget):
             self.side_button.setChecked(False)
             self.wipe_button.setChecked(False)
 
+    def _on_drawn(self, event: Any) -> None:
+        """A layer has got other data, or its array may have been changed in place."""
+        layer: Layer = event.source
+
+        def is_other(request: CheckRequest) -> bool:
+            return any(
+                source.layer_id == layer.unique_id and has_other_content(layer, source)
+                for source in request.layers
+            )
+
+        if self._running is not None and is_other(self._running):
+            self._reason = f"Cancelled: the layer “{layer.name}” got other data."
+            self._run.cancel()
+        if self._checked is not None and is_other(self._checked.request):
+            self._forget()
+            self.status.show_text(f"The layer “{layer.name}” has changed. Check it again.")
+
     def _update_buttons(self) -> None:
         has_pair = self._layer(self.result) is not None and self._layer(self.input) is not None
         has_numbers = self._checked is not None
@@ -318,12 +347,13 @@ class CheckWidget(DockedWidget):
         reference = self._layer(self.reference)
         dims = self._viewer.dims
         try:
-            noise = mark_of(result).get("noise")
+            before = read(source, dims)
             request = CheckRequest(
-                source=read(source, dims),
+                source=before,
                 result=read(result, dims),
                 reference=None if reference is None else read(reference, dims),
-                noise=None if noise is None else noise_model_from_dict(noise),
+                noise=_noise_of(mark_of(result), before),
+                is_of_result=_is_made_from(mark_of(result), before),
             )
             request.check()
         except LearnedDiffusionError as error:
@@ -338,7 +368,14 @@ class CheckWidget(DockedWidget):
 
     def _on_run_succeeded(self, checked: Checked) -> None:
         self._checked = checked
-        self.status.show_text(checked.request.source.describe())
+        source, result = checked.request.source, checked.request.result
+        text = source.describe()
+        if not checked.request.is_of_result:
+            text += (
+                f"\n“{source.name}” has changed since “{result.name}” was made from it. Denoise it "
+                "again."
+            )
+        self.status.show_text(text)
         self._show_checked()
 
     def _on_failed(self, error: Exception) -> None:
@@ -500,6 +537,20 @@ def _verdict(check: Check) -> str:
     if check.is_white:
         return "The residual looks like white noise."
     return "The residual is nearly white, as averaging neighbours leaves it."
+
+
+def _is_made_from(mark: dict[str, Any], source: Source) -> bool:
+    """Whether a layer is still what a result says that it was made from, as far as is known."""
+    is_other_layer = mark.get("source_id") != str(source.layer_id)
+    return is_other_layer or tuple(mark.get("content") or source.content) == source.content
+
+
+def _noise_of(mark: dict[str, Any], source: Source) -> NoiseModel | None:
+    """The noise model that a result was made with; ``None``: what it was found in has changed."""
+    noise = mark.get("noise")
+    if noise is None or not _is_made_from(mark, source):
+        return None
+    return noise_model_from_dict(noise)
 
 
 def is_result(layer: Layer) -> bool:

@@ -120,6 +120,7 @@ class DenoiseWidget(DockedWidget):
         self._watched: Sequence[Layer] = ()
         self._source: Source | None = None
         self._preview_id: Hashable = None
+        self._previewed: Any = None
 
         # Of the run that is on: what was asked, and what has to be undone if it doesn't end well.
         self._request: Request | None = None
@@ -343,10 +344,12 @@ class DenoiseWidget(DockedWidget):
         for layer in self._watched:
             layer.events.name.disconnect(self._on_layers)
             layer.events.data.disconnect(self._on_data)
+            layer.events.set_data.disconnect(self._on_drawn)
         self._watched = layers
         for layer in layers:
             layer.events.name.connect(self._on_layers)
             layer.events.data.connect(self._on_data)
+            layer.events.set_data.connect(self._on_drawn)
 
     def _on_removed(self, event: Any) -> None:
         removed: Layer = event.value
@@ -375,6 +378,26 @@ class DenoiseWidget(DockedWidget):
             self._on_view()
         if lazy is not None:
             self._begin_again(lazy)
+
+    def _on_drawn(self, event: Any) -> None:
+        """A layer is drawn anew, perhaps because its array has been changed in place."""
+        layer_id = event.source.unique_id
+        lazy, run = self._lazy.get(layer_id), self._request
+        read_before = [
+            self._source,
+            run.source if run is not None else None,
+            lazy.request.source if lazy is not None else None,
+        ]
+        of_layer = [s for s in read_before if s is not None and s.layer_id == layer_id]
+        if any(source.has_changed() for source in of_layer):
+            self._on_data(event)
+            return
+        if self._source is not None and self._source.layer_id == layer_id:
+            source = self._read(layer_id)
+            if source is not None and _slice_key(source) != self._previewed:
+                self._ask_for_preview()
+        if lazy is not None:
+            lazy.look_at(lazy.stack.in_view)
 
     def _on_view(self) -> None:
         self._update_source()
@@ -794,6 +817,7 @@ class DenoiseWidget(DockedWidget):
         if request is None or request.source.slice_problem:
             self._remove_preview()
             return
+        self._previewed = _slice_key(request.source)
         request = replace(request, maps=MapsConfig())  # only the result is shown
         self._preview.submit(
             partial(_tasks.denoise_slice, request, self._load_jobs, measure=False), "Live preview"
@@ -853,6 +877,7 @@ class DenoiseWidget(DockedWidget):
         except LearnedDiffusionError as error:
             self.status.show_error(str(error))
             return
+        request = replace(request, probes=self._findings.probes)
         self.status.show_text("Estimating the noise …")
         self._estimation.submit(
             partial(_tasks.estimate, request, self._load_jobs), "Estimating the noise"
@@ -865,6 +890,7 @@ class DenoiseWidget(DockedWidget):
         is_same = (
             self._source is not None
             and self._source.layer_id == request.source.layer_id
+            and not request.source.has_changed()
             and self.form.values().noise_kind == request.config.noise_kind
         )
         if is_same and prepared.estimate is not None:
@@ -909,6 +935,11 @@ class DenoiseWidget(DockedWidget):
         if clipboard is not None:
             clipboard.setText(text)
             self.status.show_text(f"Copied the settings as {what}.")
+
+
+def _slice_key(source: Source) -> tuple[Any, ...]:
+    """What tells one slice from another, and from itself after a change in place."""
+    return source.layer_id, source.plane_axes, source.index, source.content_at(source.index)
 
 
 def _details(answer: Answer, index: tuple[int, ...] | None) -> dict[str, Any]:

@@ -345,10 +345,12 @@ class InspectionWidget(DockedWidget):
         for layer in self._watched:
             layer.events.name.disconnect(self._on_layers)
             layer.events.data.disconnect(self._on_data)
+            layer.events.set_data.disconnect(self._on_drawn)
         self._watched = layers
         for layer in layers:
             layer.events.name.connect(self._on_layers)
             layer.events.data.connect(self._on_data)
+            layer.events.set_data.connect(self._on_drawn)
 
     def _on_removed(self, event: Any) -> None:
         if self._request is not None and event.value.unique_id == self._request.source.layer_id:
@@ -361,6 +363,17 @@ class InspectionWidget(DockedWidget):
             self._update_source()
         if self._request is not None and layer.unique_id == self._request.source.layer_id:
             self._cancel(f"Cancelled: the layer “{layer.name}” has new data. Inspect it again.")
+
+    def _on_drawn(self, event: Any) -> None:
+        """A layer is drawn anew, perhaps because its array has been changed in place."""
+        asked = self._source, None if self._request is None else self._request.source
+        if any(
+            source is not None
+            and source.layer_id == event.source.unique_id
+            and source.has_changed()
+            for source in asked
+        ):
+            self._on_data(event)
 
     def _on_view(self) -> None:
         self._update_source()
