@@ -47,7 +47,11 @@ LARGEST_NUMBER = 1024
 
 LONGEST_NAME = 64
 _NAME = re.compile(r"\w[\w .+()-]*")
-_RESERVED = {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(10))}
+RESERVED_NAMES = frozenset(
+    {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(10))}
+)
+"""Which Windows doesn't take as the names of files."""
+
 _CARD: dict[str, Any] = {
     "summary": str,
     "gain_dB": (int, float),
@@ -266,7 +270,7 @@ def _path(name: str) -> Path:
         len(name) <= LONGEST_NAME
         and _NAME.fullmatch(name) is not None
         and name[-1] not in " ."
-        and name.split(".")[0].lower() not in _RESERVED
+        and name.split(".")[0].lower() not in RESERVED_NAMES
     )
     if not is_good:
         raise InvalidSettingError(

@@ -171,6 +171,10 @@ class BatchTable(QAbstractTableModel):
             del self.rows[number]
             self.endRemoveRows()
 
+    def replace_source(self, number: int, source: Source) -> None:
+        """Read something else in a row from now on, under the name that it has."""
+        self.rows[number] = replace(self.rows[number], source=source)
+
     def update(self, number: int, status: FileStatus) -> None:
         """Show what is new about a file."""
         self._set(number, replace(self.rows[number], status=status, is_stopped=False))

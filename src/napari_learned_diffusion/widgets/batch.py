@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from napari.layers import Image
+from napari.layers import Image, Layer
 from napari.utils.theme import get_theme
 from numpy.typing import NDArray
 from qtpy.QtCore import Qt, QTimer, QUrl
@@ -48,6 +50,7 @@ from napari_learned_diffusion.widgets._dock import (
     shut_down,
 )
 from napari_learned_diffusion.widgets._layers import as_volume, find_layer, remove_layer
+from napari_learned_diffusion.widgets._names import as_file_name
 from napari_learned_diffusion.widgets._preferences import Preferences, Session, opening
 from napari_learned_diffusion.widgets._runner import Runner
 
@@ -102,6 +105,8 @@ class BatchWidget(DockedWidget):
         self._viewer = napari_viewer
         self._load_jobs = load_jobs
         self._looking_for: list[Path] = []
+        self._layer_ids: dict[str, Hashable] = {}
+        """Layers that were added, by the file name that each was given."""
 
         # Of the run that is on, or was: the rows of its files.
         self._numbers: list[int] = []
@@ -382,7 +387,7 @@ class BatchWidget(DockedWidget):
             return
         if self._out_folder() is None and chosen[0].source.path:
             self._propose_out(Path(chosen[0].source.path))
-        names = (f"{_as_file_name(volume.name)}.tif" for volume in volumes)
+        names = [self._name_of(layer) for layer in chosen]
         self._add(
             [
                 VolumeSource(Path(name), name, volume)
@@ -390,10 +395,30 @@ class BatchWidget(DockedWidget):
             ]
         )
 
+    def _name_of(self, layer: Layer) -> str:
+        """The file name that a layer goes by, the same each time and no other layer's."""
+        for name, layer_id in self._layer_ids.items():
+            if layer_id == layer.unique_id:
+                return name
+        first = as_file_name(str(layer.name))
+        names = (f"{first}{f' {n}' * (n > 1)}.tif" for n in count(1))
+        name = next(name for name in names if name not in self._layer_ids)
+        self._layer_ids[name] = layer.unique_id
+        return name
+
+    def _renew(self, number: int) -> None:
+        """Read the layer of a row once more, which may have got other data since."""
+        source = self.table.rows[number].source
+        if isinstance(source, VolumeSource):
+            layer = find_layer(self._viewer.layers, self._layer_ids.get(str(source.path)))
+            if layer is not None:
+                renewed = replace(source, volume=as_volume(layer))
+                self.table.replace_source(number, renewed)
+
     def _add(self, sources: Sequence[Source]) -> None:
-        count = self.table.add(sources)
-        known = len(sources) - count
-        text = f"Added {count} image{'s' * (count != 1)}."
+        added = self.table.add(sources)
+        known = len(sources) - added
+        text = f"Added {added} image{'s' * (added != 1)}."
         self.status.show_text(f"{text} {known} on the list already." if known else text)
         self._update_buttons()
 
@@ -464,6 +489,8 @@ class BatchWidget(DockedWidget):
             return
         values = self.form.values()
         try:
+            for number in numbers:
+                self._renew(number)
             request = BatchRequest(
                 sources=tuple(self.table.rows[number].source for number in numbers),
                 out=out,
@@ -607,12 +634,6 @@ def _pixel_size(source: Source) -> dict[str, Any]:
         "scale": tuple(volume.scale[axis] for axis in axes),
         "units": tuple(volume.units[axis] for axis in axes),
     }
-
-
-def _as_file_name(name: str) -> str:
-    """A layer's name without what no file name may have."""
-    allowed = "".join("_" if c in '<>:"/\\|?*' or ord(c) < 32 else c for c in name)
-    return allowed.strip(" .") or "layer"
 
 
 def _limits(plane: NDArray[Any]) -> tuple[float, float]:

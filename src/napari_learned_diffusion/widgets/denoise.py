@@ -766,6 +766,7 @@ class DenoiseWidget(DockedWidget):
         lazy.stop()
         layer = self._lazy_layer(lazy)
         if layer is not None:
+            lazy.stack.drop_changed()
             if lazy.stack.n_ready == lazy.stack.n_slices:
                 mark = {k: value for k, value in mark_of(layer).items() if k != "unfinished"}
                 layer.metadata = {**layer.metadata, MARK: mark}
