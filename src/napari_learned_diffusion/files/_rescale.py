@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+_SINGLE_STEPS = 2**24
+"""Whole numbers that single precision tells from each other."""
+
 
 @dataclass(frozen=True)
 class Rescale:
@@ -39,25 +42,33 @@ class Rescale:
         """
         if self.is_trivial:
             return self.stored.newbyteorder("=")
+        if self.stored.kind == "c":
+            return np.complex128
+        info = np.iinfo if self.stored.kind in "iu" else np.finfo
+        limits = info(self.stored)
+        ends = [
+            self.slope * float(given if given is not None else limit) + self.intercept
+            for given, limit in ((lowest, limits.min), (highest, limits.max))
+        ]
         whole = float(self.slope).is_integer() and float(self.intercept).is_integer()
         if whole and self.stored.kind in "iu":
-            limits = np.iinfo(self.stored)
-            ends = [
-                self.slope * (given if given is not None else limit) + self.intercept
-                for given, limit in ((lowest, limits.min), (highest, limits.max))
-            ]
             for name in ("int16", "int32", "int64"):
                 fits = np.iinfo(name)
                 if fits.min <= min(ends) and max(ends) <= fits.max:
                     return name
-        return np.float32 if self.stored.itemsize <= 2 else np.float64
+        # Steps of the size of the slope must be told from each other even there.
+        largest = max(abs(end) for end in ends)
+        fine = largest <= min(abs(self.slope) * _SINGLE_STEPS, float(np.finfo(np.float32).max))
+        return np.float32 if self.stored.itemsize <= 2 and fine else np.float64
 
     def apply(self, stored: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
         """Stored numbers to values of type ``dtype``."""
         if self.is_trivial:
             return stored.astype(dtype, copy=False)
-        wide = np.int64 if np.dtype(dtype).kind == "i" else np.float64
-        return (stored.astype(wide) * wide(self.slope) + wide(self.intercept)).astype(dtype)
+        wide = {"i": np.int64, "c": np.complex128}.get(np.dtype(dtype).kind, np.float64)
+        with np.errstate(over="ignore"):  # infinite then, and so masked
+            values = stored.astype(wide) * wide(self.slope) + wide(self.intercept)
+            return np.asarray(values, dtype)
 
     def undo(
         self, values: NDArray[Any], lowest: float | None = None, highest: float | None = None
@@ -65,10 +76,12 @@ class Rescale:
         """Values to stored numbers, rounded and kept within their range for integers."""
         if self.is_trivial and values.dtype == self.stored:
             return values
-        stored = (values.astype(np.float64) - self.intercept) / self.slope
+        wide: DTypeLike = np.complex128 if values.dtype.kind == "c" else np.float64
+        stored: NDArray[Any] = (values.astype(wide) - self.intercept) / self.slope
         if self.stored.kind not in "iu":
             return stored.astype(self.stored)
         limits = np.iinfo(self.stored)
         low = limits.min if lowest is None else lowest
         high = limits.max if highest is None else highest
-        return np.rint(stored).clip(low, high).astype(self.stored)
+        rounded: NDArray[Any] = np.rint(stored).clip(low, high).astype(self.stored)
+        return rounded
