@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_learned_diffusion.core.errors import FileFormatError
+from napari_learned_diffusion.files._extras import readable
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -44,15 +45,47 @@ class ContiguousPlanes:
 
 
 @dataclass(frozen=True)
-class PlanesOnDisk:
-    """Looks like an array of ``shape`` and reads the planes that an index asks for."""
+class OnDisk:
+    """Pixels that stay in a file or folder until asked for.
+
+    Parameters
+    ----------
+    path
+        What was opened.
+    stamp
+        `stamp_of` of ``stamped`` when it was opened.
+    """
 
     path: Path
+    stamp: tuple[int, int]
+
+    @property
+    def stamped(self) -> Path:
+        """The file that changes when the pixels are replaced."""
+        return self.path
+
+    def check_unchanged(self) -> None:
+        """Refuse a file that was replaced: what lies at the old offsets are other pixels now."""
+        try:
+            unchanged = stamp_of(self.stamped) == self.stamp
+        except OSError as error:
+            raise FileFormatError(
+                f"{self.path} is gone ({error}). Open the image again."
+            ) from error
+        if not unchanged:
+            raise FileFormatError(
+                f"{self.path} has changed since it was opened. Open the image again."
+            )
+
+
+@dataclass(frozen=True)
+class PlanesOnDisk(OnDisk):
+    """Looks like an array of ``shape`` and reads the planes that an index asks for."""
+
     read_plane: Callable[[int], NDArray[Any]]
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     plane_ndim: int
-    stamp: tuple[int, int]
     series: int
 
     @property
@@ -60,7 +93,7 @@ class PlanesOnDisk:
         return len(self.shape)
 
     def __getitem__(self, key: tuple[slice | int, ...]) -> NDArray[Any]:
-        self._check_unchanged()
+        self.check_unchanged()
         leading = self.ndim - self.plane_ndim
         # Ranges of positions: a list of all planes could be larger than a plane.
         chosen = [range(n)[k] for n, k in zip(self.shape[:leading], key[:leading], strict=True)]
@@ -70,22 +103,10 @@ class PlanesOnDisk:
         plane_shape = np.broadcast_to(np.uint8(0), self.shape[leading:])[within].shape
         # One array is filled, so that the planes aren't in memory twice.
         out = np.empty((math.prod(kept), *plane_shape), self.dtype)
-        for number, position in enumerate(positions):
-            out[number] = self.read_plane(_number_of(position, self.shape))[within]
+        with readable(self.path):
+            for number, position in enumerate(positions):
+                out[number] = self.read_plane(_number_of(position, self.shape))[within]
         return out.reshape(kept + plane_shape)
-
-    def _check_unchanged(self) -> None:
-        """Refuse a file that was replaced: what lies at the old offsets are other pixels now."""
-        try:
-            unchanged = stamp_of(self.path) == self.stamp
-        except OSError as error:
-            raise FileFormatError(
-                f"{self.path} is gone ({error}). Open the image again."
-            ) from error
-        if not unchanged:
-            raise FileFormatError(
-                f"{self.path} has changed since it was opened. Open the image again."
-            )
 
     def __dask_tokenize__(self) -> tuple[object, ...]:
         return str(self.path), self.stamp, self.series, self.shape
@@ -127,7 +148,7 @@ def files_behind(data: Array) -> set[Path]:
         if str(name).startswith("original-"):
             for node in layer.values():
                 source = getattr(node, "value", node)
-                if isinstance(source, PlanesOnDisk):
+                if isinstance(source, OnDisk):
                     sources.add(source.path)
                 elif hasattr(source, "store_path"):  # an array of zarr: the folder of its group
                     sources.add(Path(str(source.store.root)))

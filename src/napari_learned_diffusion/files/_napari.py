@@ -11,6 +11,7 @@ import numpy as np
 
 from napari_learned_diffusion.core.errors import FileFormatError
 from napari_learned_diffusion.files._units import PIXEL
+from napari_learned_diffusion.files._zarr import colour_of, window_of
 from napari_learned_diffusion.files.formats import format_of, read, supported_suffixes, write
 from napari_learned_diffusion.files.volume import Volume
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 _CHANNELS_TO_SPLIT = 7
 """Up to so many channels become layers of their own; more of them are a spectrum."""
 
-_HEADERS = ("mrc", "dicom", "nifti")
+_HEADERS = ("mrc", "dicom", "nifti", "omero")
 """Metadata of a volume that its format writes back."""
 
 _AXIS_WORDS = {"time": "T", "depth": "Z", "channel": "C", "channels": "C", "frame": "T"}
@@ -96,9 +97,16 @@ def _layer(volume: Volume) -> LayerData:
         data = data.transpose([i for i in range(data.ndim) if i != samples] + [samples])
         kwargs["rgb"] = True
         axes = axes.replace("S", "")
-    elif "C" in axes and 1 < data.shape[axes.index("C")] <= _CHANNELS_TO_SPLIT and not placement:
+    elif (
+        "C" in axes
+        and 1 < data.shape[axes.index("C")] <= _CHANNELS_TO_SPLIT
+        and (placement.keys() <= {"translate"})
+    ):
         kwargs["channel_axis"] = axes.index("C")
         axes = axes.replace("C", "")
+    if "translate" in placement:
+        places = dict(zip(volume.axes, placement["translate"], strict=True))
+        placement = {**placement, "translate": [places[axis] for axis in axes]}
     steps = [volume.step(axis) for axis in axes]
     name: str | list[str] = volume.name
     if "channel_axis" in kwargs:
@@ -107,6 +115,7 @@ def _layer(volume: Volume) -> LayerData:
         if len(names) != count:
             names = [f"channel {i}" for i in range(count)]
         name = [f"{volume.name} {channel}" for channel in names]
+        kwargs |= _channel_display(volume, count)
     elif "contrast_limits" in volume.metadata and "rgb" not in kwargs:
         kwargs["contrast_limits"] = volume.metadata["contrast_limits"]
     return (
@@ -122,6 +131,25 @@ def _layer(volume: Volume) -> LayerData:
         },
         "image",
     )
+
+
+def _channel_display(volume: Volume, count: int) -> dict[str, Any]:
+    """How OME-Zarr's omero block wants the channels to be shown; each keeps its own part of it."""
+    omero = volume.metadata.get("omero", {})
+    channels = omero.get("channels", ())
+    if len(channels) != count:
+        return {}
+    display: dict[str, Any] = {
+        "colormap": [colour_of(channel) for channel in channels],
+        "visible": [channel.get("active") is not False for channel in channels],
+        "metadata": [
+            volume.metadata | {"omero": omero | {"channels": [channel]}} for channel in channels
+        ],
+    }
+    limits = [window_of(channel) for channel in channels]
+    if all(limits):
+        display["contrast_limits"] = limits
+    return display
 
 
 def write_image(path: str, data: Any, meta: dict[str, Any]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,18 +23,14 @@ from napari_learned_diffusion.files._dicom import (
     read_dicom,
     write_dicom,
 )
+from napari_learned_diffusion.files._extras import readable, refusing
 from napari_learned_diffusion.files._lazy import files_behind
 from napari_learned_diffusion.files._mrc import MRC_SUFFIXES, read_mrc, write_mrc
 from napari_learned_diffusion.files._nifti import NIFTI_SUFFIXES, read_nifti, write_nifti
 from napari_learned_diffusion.files._tiff_read import TIFF_SUFFIXES, read_tiff
 from napari_learned_diffusion.files._tiff_write import write_tiff
-from napari_learned_diffusion.files._zarr import (
-    ZARR_SUFFIXES,
-    foreign_in_zarr,
-    is_zarr,
-    read_zarr,
-    write_zarr,
-)
+from napari_learned_diffusion.files._zarr import ZARR_SUFFIXES, ZIPPED_ZARR, is_zarr, read_zarr
+from napari_learned_diffusion.files._zarr_write import foreign_in_zarr, write_zarr
 from napari_learned_diffusion.files.volume import Volume
 
 if TYPE_CHECKING:
@@ -138,20 +136,52 @@ def read(path: PathLike, *, series: int | None = None, lazy: bool | None = None)
         if the format's library isn't installed; the message names the extra that brings it.
     """
     path = Path(path)
-    try:
-        if not path.exists():
-            raise FileFormatError(f"There is no file {path}. Check its name and folder.")
-        if path.is_file() and path.stat().st_size == 0:
-            raise FileFormatError(f"{path} is empty. Copy or export it again.")
+    with readable(path):
+        _check_kind(path)
         file_format = format_of(path)
         if file_format is None:
             raise FileFormatError(_unknown(path))
-        return file_format.read(path, series, lazy)
+        with refusing(path, file_format.key):
+            return file_format.read(path, series, lazy)
+
+
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def _check_kind(path: Path) -> None:
+    """Refuse what isn't there, and what isn't a file or a folder: it could be read for ever.
+
+    Raises
+    ------
+    FileFormatError
+        with what it is.
+    OSError
+        if that can't be found out.
+    """
+    try:
+        status = path.stat()
+    except (FileNotFoundError, ValueError) as error:
+        if path.is_symlink():
+            raise FileFormatError(
+                f"{path} is a link to {path.readlink()}, which isn't there. Choose another file."
+            ) from error
+        raise FileFormatError(f"There is no file {path}. Check its name and folder.") from error
     except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
         raise FileFormatError(
-            f"{path} can't be read ({error.strerror or error}). Check your permission to read "
-            "it and that its disk is still there."
+            f"{path} is a link that leads back to itself. Choose another file."
         ) from error
+    kind = _KINDS.get(stat.S_IFMT(status.st_mode))
+    if kind is not None:
+        raise FileFormatError(f"{path} is {kind}, not an image file. Choose a file.")
+    if stat.S_ISREG(status.st_mode) and status.st_size == 0:
+        raise FileFormatError(f"{path} is empty. Copy or export it again.")
 
 
 def write(
@@ -280,6 +310,8 @@ def format_by_suffix(path: Path) -> Format | None:
 
 
 def _unknown(path: Path) -> str:
+    if path.name.lower().endswith(ZIPPED_ZARR):
+        return f"{path} is a zipped zarr. Unzip it and choose the folder."
     if path.is_dir():
         return (
             f"{path} is a folder, neither of a DICOM series nor an OME-Zarr. "
