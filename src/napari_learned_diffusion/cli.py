@@ -546,7 +546,8 @@ def write_diffusivity(
             overwrite=overwrite,
             compression=compression,
         )
-    notes = [*_notes_on_axes(volume, settings, axes), *_notes_on_noise(done.prepared)]
+    notes = [*volume.metadata.get("notes", ()), *_notes_on_axes(volume, settings, axes)]
+    notes += _notes_on_noise(done.prepared)
     _print_notes([*notes, *done.report.messages])
 
 
@@ -600,6 +601,7 @@ def estimate(
     table.add_row("As options", _as_options(found.model))
     Console().print(table)
     typer.echo(found.message)
+    _print_notes(volume.metadata.get("notes", ()))
 
 
 app.command()(_takes_settings(batch))
@@ -666,8 +668,10 @@ def _maps_config(files: dict[str, Path], step: int | None) -> MapsConfig:
 
 def _derived(volume: Volume, data: Any, name: str) -> Volume:
     """Another quantity on the same axes, so with other intensities to display."""
-    metadata = {k: v for k, v in volume.metadata.items() if k != "contrast_limits"}
-    return replace(volume, data=data, name=f"{volume.name} {name}", metadata=metadata)
+    display = ("contrast_limits", "omero")
+    metadata = {k: v for k, v in volume.metadata.items() if k not in display}
+    name = f"{volume.name} {name}"
+    return replace(volume, data=data, name=name, metadata=metadata, missing=())
 
 
 def _scratch(volume: Volume, dtypes: Sequence[DTypeLike], folder: Path) -> list[NDArray[Any]]:

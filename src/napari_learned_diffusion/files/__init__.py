@@ -7,11 +7,12 @@ same to napari. A format is one entry of ``FORMATS`` in `formats`:
   OME-TIFF, BigTIFF, with any compression that imagecodecs knows. Written is the first of ImageJ
   TIFF, OME-TIFF and tifffile's own "shaped" TIFF that can carry the volume's type, axes, voxel size
   and units without loss; BigTIFF where 4 GB don't suffice;
-- MRC and CCP4 maps, header and extended header kept;
+- MRC and CCP4 maps, header, extended header and IMOD's flags kept;
 - DICOM series, ordered by position, in rescaled values such as Hounsfield units; written as a
   series derived from the one that was read;
 - NIfTI, affine, type and scaling kept;
-- OME-Zarr 0.1 to 0.5; written as 0.5, in several resolutions.
+- OME-Zarr 0.1 to 0.5, place and channels kept, and single zarr arrays; written as 0.5, in several
+  resolutions.
 
 Files over `LAZY_ABOVE` bytes of pixels are opened lazily, one dask chunk a plane, and dask arrays
 are written plane by plane, so that no whole stack needs to fit into memory.
