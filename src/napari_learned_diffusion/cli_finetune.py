@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from napari_learned_diffusion.cli_train import flag
 from napari_learned_diffusion.config import FineTuneConfig
 from napari_learned_diffusion.core.errors import InvalidImageError, InvalidSettingError
+from napari_learned_diffusion.core.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -151,12 +153,12 @@ def fine_tune(
         return
     saved = tuned.save(save, overwrite=overwrite)
     table = _summary_table()
-    table.add_row("Model", saved.key)
-    table.add_row("Gain", f"{tuned.gain:.2f} dB over {tuned.start} on the held-out part")
+    table.add_row("Model", Text(saved.key))
+    table.add_row("Gain", Text(f"{tuned.gain:.2f} dB over {tuned.start} on the held-out part"))
     table.add_row("Best step", f"{tuned.best_step} of {tuned.steps}")
     table.add_row("Noise", _as_options(noise_model_from_dict(tuned.facts["noise"])))
     table.add_row("Time", f"{tuned.seconds:.0f} s")
-    table.add_row("File", str(saved.path))
+    table.add_row("File", Text(str(saved.path)))
     Console().print(table)
 
 
@@ -206,8 +208,12 @@ def _list_by_default(context: typer.Context) -> None:
 @models.command("list")
 def list_all() -> None:
     """List the models: what each is for, and how many parameters it has learned."""
-    from napari_learned_diffusion.core.user_models import broken_user_models
-    from napari_learned_diffusion.core.zoo import BEST_MODEL, STANDARD_MODEL, list_cards
+    from napari_learned_diffusion.core.zoo import (
+        BEST_MODEL,
+        STANDARD_MODEL,
+        damaged_models,
+        list_cards,
+    )
 
     defaults = {
         STANDARD_MODEL: " It is the default on processors.",
@@ -219,10 +225,12 @@ def list_all() -> None:
     table.add_column("What it is")
     for card in list_cards():
         default = defaults.get(card.key, "")
-        table.add_row(card.key, f"{card.parameters:,}", f"{card.title}. {card.summary}{default}")
+        # As `Text`, for the names and sentences of strangers may look like rich's markup.
+        about = Text(f"{card.title}. {card.summary}{default}")
+        table.add_row(Text(card.key), f"{card.parameters:,}", about)
+    for key, problem in damaged_models().items():
+        table.add_row(Text(one_line(key)), "", Text(one_line(problem), style="red"))
     Console().print(table)
-    for text in broken_user_models():
-        typer.echo(f"Note: {text}", err=True)
 
 
 @models.command()
@@ -373,4 +381,4 @@ def import_model(
 
 
 def _say(model: UserModel) -> None:
-    typer.echo(f"{model.key}: {model.facts['summary']}")
+    typer.echo(f"{model.key}: {model.summary}")

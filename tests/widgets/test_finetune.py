@@ -308,7 +308,7 @@ def test_a_name_that_is_taken_or_a_full_disk_keeps_the_result(widget, finish, mo
     with monkeypatch.context() as patched:
         patched.setattr("napari_learned_diffusion.core.weights.save_file", full)
         widget.save()
-    assert "No space left" in widget.status.text()
+    assert "disk is full" in widget.status.text()
     assert names() == ["start"]
     widget.save()
     assert names() == ["cells", "start"]

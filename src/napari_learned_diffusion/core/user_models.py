@@ -8,7 +8,6 @@ Nothing is ever unpickled. Listing the models reads the headers alone and import
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -19,13 +18,16 @@ from typing import TYPE_CHECKING, Any
 from platformdirs import user_data_path
 
 from napari_learned_diffusion.core.atomic import copy_file
-from napari_learned_diffusion.core.diffusivity import REGISTRY, learned_diffusivity_class
+from napari_learned_diffusion.core.diffusivity import learned_diffusivity_class
 from napari_learned_diffusion.core.errors import (
     FileFormatError,
     FileWriteError,
     InvalidSettingError,
     UnknownModelError,
 )
+from napari_learned_diffusion.core.model_files import FORMAT as FORMAT
+from napari_learned_diffusion.core.model_files import read_header
+from napari_learned_diffusion.core.text import one_line
 
 if TYPE_CHECKING:
     from napari_learned_diffusion.core.diffusivity.base import LearnedDiffusivity
@@ -35,32 +37,12 @@ FOLDER_VARIABLE = "LEARNED_DIFFUSION_MODELS"
 """Environment variable that names another folder."""
 
 SUFFIX = ".safetensors"
-FORMAT = 1
-"""Of weights files, the same as `core.weights.FORMAT`, which can't be imported without torch."""
-
-LARGEST_FILE = 1 << 29
-"""Bytes; the largest architecture that makes sense has a tenth of it."""
-
-LARGEST_HEADER = 1 << 20
-LARGEST_NUMBER = 1024
-"""Of an architecture's arguments."""
-
 LONGEST_NAME = 64
 _NAME = re.compile(r"\w[\w .+()-]*")
 RESERVED_NAMES = frozenset(
     {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(10))}
 )
 """Which Windows doesn't take as the names of files."""
-
-_CARD: dict[str, Any] = {
-    "summary": str,
-    "gain_dB": (int, float),
-    "noise_range": list,
-    "suggestion": dict,
-    "date": str,
-    "version": str,
-}
-"""What a card must have, and of which type."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +77,11 @@ class UserModel:
         """What it is chosen by."""
         return PREFIX + self.name
 
+    @property
+    def summary(self) -> str:
+        """What it is for, on one line."""
+        return one_line(self.facts["summary"])
+
 
 def is_user_key(key: str) -> bool:
     """Whether a model's key is that of a user's own."""
@@ -111,12 +98,21 @@ def models_folder() -> Path:
 
 def list_user_models() -> list[UserModel]:
     """All models of the user's own that are intact, by name."""
-    return [model for model in _read_all() if isinstance(model, UserModel)]
+    return [found for _, found in _read_all() if isinstance(found, UserModel)]
+
+
+def damaged_user_models() -> dict[str, str]:
+    """What is wrong with the files that aren't, one sentence for each, by their keys."""
+    return {
+        f"{PREFIX}{name}": f"Damaged, delete or replace it: {found}"
+        for name, found in _read_all()
+        if isinstance(found, FileFormatError)
+    }
 
 
 def broken_user_models() -> list[str]:
-    """What is wrong with the files that aren't, one sentence for each."""
-    return [str(error) for error in _read_all() if isinstance(error, FileFormatError)]
+    """The sentences of `damaged_user_models`."""
+    return list(damaged_user_models().values())
 
 
 def model_stamp(key: str) -> tuple[int, int] | None:
@@ -133,14 +129,24 @@ def model_stamp(key: str) -> tuple[int, int] | None:
     return status.st_mtime_ns, status.st_size
 
 
-def _read_all() -> Iterator[UserModel | FileFormatError]:
+def _read_all() -> Iterator[tuple[str, UserModel | FileFormatError]]:
+    """Names and models, or what is wrong with them; nothing in the folder can spoil the others."""
     folder = models_folder()
-    paths = sorted(folder.glob(f"*{SUFFIX}"), key=lambda p: p.name.lower())
+    try:
+        paths = sorted(folder.iterdir(), key=lambda p: p.name.lower())
+    except OSError:  # there is none yet, or it can't be read: then there are no models
+        return
     for path in paths:
+        if not path.name.endswith(SUFFIX) or path.name.startswith("."):
+            continue
+        name = path.name.removesuffix(SUFFIX)
         try:
-            yield read_header(path)
+            _path(name)
+            yield name, read_model_file(path)
+        except InvalidSettingError as error:
+            yield name, FileFormatError(f"{path} has to be renamed. {error}")
         except FileFormatError as error:
-            yield error
+            yield name, error
 
 
 def user_model(key: str) -> UserModel:
@@ -158,7 +164,7 @@ def user_model(key: str) -> UserModel:
     if not path.exists():
         own = ", ".join(m.key for m in list_user_models()) or "none yet"
         raise UnknownModelError(f"There is no model {PREFIX}{name}. Your own models: {own}.")
-    return read_header(path)
+    return read_model_file(path)
 
 
 def load_user_model(key: str) -> LearnedDiffusivity:
@@ -189,7 +195,7 @@ def save_user_model(
     _make_folder()
     header = describe(model) | {"card": facts}
     write_tensors(path, model.state_dict(), header, overwrite=overwrite)
-    return read_header(path)
+    return read_model_file(path)
 
 
 def check_name(name: str, *, overwrite: bool = False) -> None:
@@ -205,13 +211,13 @@ def rename_user_model(name: str, new: str) -> UserModel:
         old.path.rename(path)
     except OSError as error:
         raise FileWriteError(f"{old.path} can't be renamed: {error.strerror or error}.") from error
-    return read_header(path)
+    return read_model_file(path)
 
 
 def delete_user_model(name: str) -> None:
     """Delete a model; raises as `user_model`, though a damaged file can be deleted."""
     path = _path(name.removeprefix(PREFIX))
-    if not path.exists():
+    if not os.path.lexists(path):
         user_model(name)  # which says what there is
     try:
         path.unlink()
@@ -254,12 +260,12 @@ def import_user_model(
     FileWriteError
         if the folder can't be written to.
     """
-    found = read_header(source)
+    found = read_model_file(source)
     _load(found)
     path = _free_path(name or source.stem, overwrite=overwrite)
     _make_folder()
     copy_file(source, path, overwrite=overwrite)
-    return read_header(path)
+    return read_model_file(path)
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -282,7 +288,7 @@ def _path(name: str) -> Path:
 
 def _free_path(name: str, *, overwrite: bool) -> Path:
     path = _path(name)
-    if path.exists() and not overwrite:
+    if os.path.lexists(path) and not overwrite:
         raise InvalidSettingError(
             f"There is a model {PREFIX}{name} already. Choose another name, or delete it first."
         )
@@ -299,80 +305,23 @@ def _make_folder() -> None:
         ) from error
 
 
-def read_header(path: Path) -> UserModel:
+def read_model_file(path: Path) -> UserModel:
     """What a file says about its model, checked; the tensors aren't read.
 
     Raises
     ------
     FileFormatError
-        if it is missing, too large, damaged, or not of this package.
+        as `model_files.read_header`.
     """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            text = file.read(min(length, LARGEST_HEADER + 1))
-    except OSError as error:
-        raise FileFormatError(f"{path} can't be read: {error.strerror or error}.") from error
-    if size > LARGEST_FILE or len(text) > LARGEST_HEADER:
-        raise FileFormatError(f"{path} is too large to be a model of this package.")
-    try:
-        tensors = json.loads(text)
-        header = json.loads(tensors.pop("__metadata__")["header"])
-        base, architecture, facts = header["model"], header["architecture"], header["card"]
-        version = int(header["format"])
-        shapes = {name: tuple(int(n) for n in t["shape"]) for name, t in tensors.items()}
-        types = {str(t["dtype"]) for t in tensors.values()}
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise FileFormatError(
-            f"{path} is no model that this package has saved. Other formats, pickles among them, "
-            "are not read, because loading one can run code that is hidden in it."
-        ) from error
-    if version > FORMAT:
-        raise FileFormatError(
-            f"{path} has the format {version}, but this version reads up to {FORMAT}. Update "
-            "napari-learned-diffusion."
-        )
-    if not isinstance(base, str) or base not in REGISTRY:
-        raise FileFormatError(f"{path} is of the model {base!r}, which this version hasn't got.")
-    whole = isinstance(architecture, dict) and all(
-        isinstance(k, str) and type(v) is int and 0 < v <= LARGEST_NUMBER
-        for k, v in architecture.items()
-    )
-    if not whole or not types <= {"F16", "F32"} or not _is_card(facts):
-        raise FileFormatError(f"{path} has a header that isn't as this package writes it.")
+    header = read_header(path)
     return UserModel(
         path.name.removesuffix(SUFFIX),
-        base,
-        architecture,
-        sum(_product(shape) for shape in shapes.values()),
-        facts,
+        header.base,
+        header.architecture,
+        header.parameters,
+        header.facts,
         path,
     )
-
-
-def _is_card(facts: Any) -> bool:
-    if not isinstance(facts, dict):
-        return False
-    if not all(isinstance(facts.get(name), kind) for name, kind in _CARD.items()):
-        return False
-    range_, suggestion = facts["noise_range"], facts["suggestion"]
-    iterations, tau = suggestion.get("iterations"), suggestion.get("tau")
-    return (
-        len(range_) == 2
-        and all(isinstance(n, int | float) for n in range_)
-        and type(iterations) is int
-        and 0 < iterations <= LARGEST_NUMBER
-        and isinstance(tau, int | float)
-        and 0 < tau < LARGEST_NUMBER
-    )
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    total = 1
-    for n in shape:
-        total *= n
-    return total
 
 
 def _load(found: UserModel) -> LearnedDiffusivity:
@@ -387,7 +336,7 @@ def _load(found: UserModel) -> LearnedDiffusivity:
         # Without memory for them: what it takes is known only when the file turns out to fit.
         with torch.device("meta"):
             shapes = model_class(**found.architecture).state_dict()
-    except (TypeError, ValueError, RuntimeError, UnknownModelError) as error:
+    except Exception as error:  # whatever a stranger's numbers lead to
         raise FileFormatError(f"{path} is of an architecture that can't be made.") from error
     tensors, _ = read_tensors(path)
     expected = {name: tuple(t.shape) for name, t in shapes.items()}

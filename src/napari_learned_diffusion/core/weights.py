@@ -16,10 +16,9 @@ from torch import Tensor
 
 from napari_learned_diffusion.core.atomic import why_not_written, written_aside
 from napari_learned_diffusion.core.errors import FileFormatError, FileWriteError
+from napari_learned_diffusion.core.model_files import FORMAT as FORMAT
+from napari_learned_diffusion.core.model_files import require_file
 from napari_learned_diffusion.core.trainable import Trainable
-
-FORMAT = 1
-"""Raised whenever older versions of the package couldn't read new files any more."""
 
 Model = TypeVar("Model", bound=Trainable)
 
@@ -53,6 +52,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     FileFormatError
         if the file is missing, cut short, not of this package, or of a newer format.
     """
+    require_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -65,7 +65,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         header = json.loads(metadata["header"])
         version = int(header["format"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise FileFormatError(f"{path} was not written by this package.") from error
     if version > FORMAT:
         raise FileFormatError(

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import as_file, files
@@ -20,6 +21,7 @@ from napari_learned_diffusion.core.diffusivity import REGISTRY, diffusivity_clas
 from napari_learned_diffusion.core.errors import FileFormatError, UnknownModelError
 from napari_learned_diffusion.core.user_models import (
     UserModel,
+    damaged_user_models,
     is_user_key,
     list_user_models,
     load_user_model,
@@ -103,10 +105,16 @@ def _own_card(model: UserModel) -> ModelCard:
     """What the model that it was made from says, except for what has changed."""
     base, facts = _bundled_card(model.base), model.facts
     low, high = facts["noise_range"]
+    steps, most = facts["suggestion"]["iterations"], base.most_iterations
+    if most is not None and steps > most:
+        raise FileFormatError(
+            f"{model.path} suggests {steps} iterations, but {model.base} was made for at most "
+            f"{most}."
+        )
     return ModelCard(
         key=model.key,
         title=model.name,
-        summary=facts["summary"],
+        summary=model.summary,
         parameters=model.parameters,
         noise_range=(float(low), float(high)),
         settings=base.settings,
@@ -119,24 +127,54 @@ def _own_card(model: UserModel) -> ModelCard:
 def _bundled_card(key: str) -> ModelCard:
     if key not in REGISTRY:
         raise UnknownModelError(f"There is no model {key!r}. There are: {', '.join(REGISTRY)}.")
-    text = files("napari_learned_diffusion").joinpath("weights", f"{key}.json").read_text("utf-8")
-    content = json.loads(text)
-    low, high = content["noise_range"]
-    return ModelCard(
-        key=key,
-        title=content["title"],
-        summary=content["summary"],
-        parameters=int(content["parameters"]),
-        noise_range=(float(low), float(high)),
-        settings=frozenset(content.get("settings", ())),
-        most_iterations=content.get("most_iterations"),
-        details=content["details"],
-    )
+    name = f"{key}.json"
+    try:
+        text = files("napari_learned_diffusion").joinpath("weights", name).read_text("utf-8")
+        content = json.loads(text)
+        low, high = content["noise_range"]
+        return ModelCard(
+            key=key,
+            title=content["title"],
+            summary=content["summary"],
+            parameters=int(content["parameters"]),
+            noise_range=(float(low), float(high)),
+            settings=frozenset(content.get("settings", ())),
+            most_iterations=content.get("most_iterations"),
+            details=content["details"],
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FileFormatError(
+            f"The card {name} of the model {key} is missing or damaged. Install "
+            "napari-learned-diffusion anew, or choose another model."
+        ) from error
 
 
 def list_cards() -> list[ModelCard]:
-    """The cards of all models, in the registry's order, then the user's own by name."""
-    return [*(card(key) for key in REGISTRY), *map(_own_card, list_user_models())]
+    """The cards of all models, in the registry's order, then the user's own by name.
+
+    Those whose files are missing or damaged are left out; `damaged_models` says what is wrong.
+    """
+    return [found for _, found in _cards() if isinstance(found, ModelCard)]
+
+
+def damaged_models() -> dict[str, str]:
+    """A sentence about each model whose files are missing or damaged, by its key."""
+    bundled_and_own = {key: found for key, found in _cards() if isinstance(found, str)}
+    return bundled_and_own | damaged_user_models()
+
+
+def _cards() -> Iterator[tuple[str, ModelCard | str]]:
+    """The card of each model whose file can be read, or what is wrong with it."""
+    for key in REGISTRY:
+        try:
+            yield key, _bundled_card(key)
+        except FileFormatError as error:
+            yield key, str(error)
+    for model in list_user_models():
+        try:
+            yield model.key, _own_card(model)
+        except FileFormatError as error:
+            yield model.key, f"Damaged, delete or replace it: {error}"
 
 
 def suitable_model(config: DiffusionConfig, device: str) -> str:
@@ -147,8 +185,9 @@ def suitable_model(config: DiffusionConfig, device: str) -> str:
     """
     if config.model != DEFAULT_MODEL:
         return config.model
-    if card(CLASSICAL_MODEL).settings & config.changed().keys():
-        return CLASSICAL_MODEL
+    with suppress(FileFormatError):  # where its card is damaged, the others serve all the same
+        if card(CLASSICAL_MODEL).settings & config.changed().keys():
+            return CLASSICAL_MODEL
     return STANDARD_MODEL if device == "cpu" else BEST_MODEL
 
 

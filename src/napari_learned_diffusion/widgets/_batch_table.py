@@ -28,6 +28,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_learned_diffusion.jobs.batch_sources import Source, VolumeSource
+from napari_learned_diffusion.widgets._text import plain, short_name
 
 if TYPE_CHECKING:
     from qtpy.QtCore import QMimeData
@@ -121,7 +122,7 @@ class Row:
 
 def _place(source: Source) -> str:
     if isinstance(source, VolumeSource):
-        return f"Layer “{source.volume.name}”"
+        return f"Layer “{short_name(source.volume.name)}”"
     return str(source.path)
 
 
@@ -250,7 +251,7 @@ def _wrapped(text: str) -> str:
         textwrap.fill(line, _LINE_LETTERS, break_long_words=False, break_on_hyphens=False)
         for line in text.splitlines()
     )
-    return "\n".join(lines)
+    return plain("\n".join(lines))
 
 
 def _free_name(source: Source, taken: set[str]) -> str:

@@ -27,12 +27,14 @@ from qtpy.QtWidgets import (
 
 from napari_learned_diffusion.config import DEFAULT_MODEL, MAX_ITERATIONS, DiffusionConfig
 from napari_learned_diffusion.core.noise import NOISE_MODELS
-from napari_learned_diffusion.core.user_models import is_user_key
-from napari_learned_diffusion.core.zoo import BEST_MODEL, STANDARD_MODEL, list_cards
+from napari_learned_diffusion.core.text import one_line
+from napari_learned_diffusion.core.user_models import PREFIX, is_user_key
+from napari_learned_diffusion.core.zoo import BEST_MODEL, STANDARD_MODEL, damaged_models, list_cards
 from napari_learned_diffusion.widgets._form import FormValues, Outputs
 from napari_learned_diffusion.widgets._help import TITLE as HELP_TITLE
 from napari_learned_diffusion.widgets._help import HelpDialog
 from napari_learned_diffusion.widgets._noise_plot import NoisePlot
+from napari_learned_diffusion.widgets._text import PlainLabel, plain, short_name
 
 if TYPE_CHECKING:
     from napari_learned_diffusion.core.noise_estimation import NoiseEstimate
@@ -214,7 +216,7 @@ class Choice(QComboBox):
     def __init__(self, titles: dict[str, str], parent: QWidget | None = None) -> None:
         super().__init__(parent)
         for key, title in titles.items():
-            self.addItem(title, key)
+            self.add(key, title)
         self.setSizeAdjustPolicy(QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon)
         self.setMinimumContentsLength(8)
         self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
@@ -225,8 +227,16 @@ class Choice(QComboBox):
         before = self.key()
         self.clear()
         for key, title in titles.items():
-            self.addItem(title, key)
+            self.add(key, title)
         self.set_key(before if before in titles else chosen)
+
+    def add(self, key: Any, title: str) -> None:
+        """List one more key. A title that is too long for a list is told in full by its tooltip."""
+        shown = short_name(title)
+        self.addItem(shown, key)
+        if shown != title:
+            at = self.count() - 1
+            self.setItemData(at, plain(one_line(title)), Qt.ItemDataRole.ToolTipRole)
 
     def key(self) -> Any:
         """The chosen key."""
@@ -272,20 +282,32 @@ class ModelChoice(Choice):
         before = self.key()
         kept = titles | own
         with QSignalBlocker(self):
-            self.set_titles(kept, next(iter(titles)))
+            self.set_titles(kept, next(iter(kept), None))
             for at, key in enumerate(kept):
-                self.setItemData(at, self.summary(key), Qt.ItemDataRole.ToolTipRole)
+                self.setItemData(at, plain(self.summary(key)), Qt.ItemDataRole.ToolTipRole)
             if own:
                 self._insert_heading(len(titles), "My models")
+            for key, problem in damaged_models().items():
+                at = self.count()
+                name = short_name(key.removeprefix(PREFIX))
+                self._insert_heading(at, f"{name} (damaged)")
+                self.setItemData(at, plain(one_line(problem)), Qt.ItemDataRole.ToolTipRole)
         if before is not None and before not in kept:
             self.currentIndexChanged.emit(self.currentIndex())
 
     def summary(self, key: str) -> str:
-        """What a model is for, in a sentence."""
-        if key != DEFAULT_MODEL:
-            return self.cards[key].summary
-        standard, best = (self.cards[k].title for k in (STANDARD_MODEL, BEST_MODEL))
-        return f"The one that suits the device: {standard} on processors, {best} on GPUs."
+        """What a model is for, in a sentence; nothing of one that isn't in the list."""
+        if key == DEFAULT_MODEL:
+            standard, best = (
+                self.cards[k].title if k in self.cards else k for k in (STANDARD_MODEL, BEST_MODEL)
+            )
+            return f"The one that suits the device: {standard} on processors, {best} on GPUs."
+        return self.cards[key].summary if key in self.cards else ""
+
+    def most_iterations(self, key: str) -> int:
+        """How many diffusion steps a model can do, or that which stands for the automatic one."""
+        found = self.cards.get(STANDARD_MODEL if key == DEFAULT_MODEL else key)
+        return MAX_ITERATIONS if found is None else found.most_iterations or MAX_ITERATIONS
 
     def _insert_heading(self, at: int, text: str) -> None:
         """A line that can't be chosen."""
@@ -301,19 +323,18 @@ class ModelChoice(Choice):
         super().showPopup()
 
 
-class Note(QLabel):
+class Note(PlainLabel):
     """Small wrapped text that explains something, or tells bad news in red.
 
     It takes no room while it is empty.
     """
 
     def __init__(self, parent: QWidget | None = None) -> None:
-        super().__init__(parent)
+        super().__init__(parent=parent)
         self._is_error = False
         self._colours = "", ""
         self.setWordWrap(True)
         self.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-        self.setTextFormat(Qt.TextFormat.PlainText)
         self.setMinimumWidth(1)
         self.hide()
 
@@ -675,6 +696,7 @@ class DiffusionForm(QWidget):
         ):
             label = self._rows.labelForField(box)
             if isinstance(label, QLabel):
+                label.setTextFormat(Qt.TextFormat.PlainText)
                 label.setText(f"{name} ({of})" if of else name)
         self.noise_plot.set_unit(unit)
         self._show_noise()
@@ -769,21 +791,18 @@ class DiffusionForm(QWidget):
         for name, noise_box in self._noise_boxes.items():
             takes_it = noise is not None and name in noise.parameters()
             self._rows.setRowVisible(noise_box, takes_it)
-        own = values.model_settings
+        found = self.model.cards.get(values.model)
+        own = frozenset() if found is None else found.settings
         fed = "scheme" in own and values.scheme == "fed"
         for name in ("contrast", "function", "scheme", "presmooth_sigma"):
             self._advanced_rows.setRowVisible(getattr(self, name), name in own)
         self._advanced_rows.setRowVisible(self.tau, not fed)
         self._advanced_rows.setRowVisible(self.stopping_time, fed)
         for box in (self.iterations, self.map_step):
-            box.set_maximum(self._most_iterations(values.model))
+            box.set_maximum(self.model.most_iterations(values.model))
         self.model_info.show_text(self.model.summary(values.model))
         self._show_noise()
         self._on_edited()
-
-    def _most_iterations(self, model: str) -> int:
-        key = STANDARD_MODEL if model == DEFAULT_MODEL else model
-        return self.model.cards[key].most_iterations or MAX_ITERATIONS
 
     def _on_advanced_toggled(self, is_open: bool) -> None:
         self.advanced_button.setText("▾  Advanced" if is_open else "▸  Advanced")

@@ -17,6 +17,7 @@ from napari_learned_diffusion.jobs.progress import Job, Progress
 from napari_learned_diffusion.widgets._imports import import_module
 from napari_learned_diffusion.widgets._layers import Source
 from napari_learned_diffusion.widgets._tasks import pausable
+from napari_learned_diffusion.widgets._text import short_name
 
 if TYPE_CHECKING:
     from napari_learned_diffusion.jobs.finetune import FineTuned
@@ -81,7 +82,7 @@ def select(layer: Layer, image: Layer) -> Selection:
     if isinstance(layer, Labels):
         if tuple(layer.data.shape) != tuple(image.data.shape):
             raise InvalidImageError(
-                f"“{layer.name}” has the shape {tuple(layer.data.shape)}, the image "
+                f"“{short_name(layer.name)}” has the shape {tuple(layer.data.shape)}, the image "
                 f"{tuple(image.data.shape)}. Press New for a layer that fits."
             )
         data = layer.data
@@ -90,8 +91,8 @@ def select(layer: Layer, image: Layer) -> Selection:
         raise InvalidSettingError("Choose a layer of shapes or labels for the regions, or New.")
     if layer.ndim != image.ndim:
         raise InvalidImageError(
-            f"“{layer.name}” has {layer.ndim} axes, the image {image.ndim}. Press New for a layer "
-            "that fits."
+            f"“{short_name(layer.name)}” has {layer.ndim} axes, the image {image.ndim}. Press New "
+            "for a layer that fits."
         )
     shapes = []
     for kind, vertices in zip(layer.shape_type, layer.data, strict=True):

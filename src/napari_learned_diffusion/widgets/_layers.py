@@ -16,9 +16,11 @@ from napari.layers import Image, Labels, Layer
 from numpy.typing import NDArray
 
 from napari_learned_diffusion.core.errors import InvalidImageError
+from napari_learned_diffusion.core.text import one_line
 from napari_learned_diffusion.files._napari import volume_of_layer
 from napari_learned_diffusion.widgets._content import Content, checksum, content_of
 from napari_learned_diffusion.widgets._lazy_stack import LazyStack
+from napari_learned_diffusion.widgets._text import short_name
 
 if TYPE_CHECKING:
     from napari.components import Dims, LayerList
@@ -30,6 +32,9 @@ MARK = "napari-learned-diffusion"
 
 INTENSITY_UNIT = "intensity_unit"
 """Key in a layer's metadata that names the unit of its intensities, such as ``"HU"``."""
+
+LONGEST_UNIT = 16
+"""Letters of such a unit that are shown."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,7 +289,7 @@ def check(layer: Layer) -> Image:
     InvalidImageError
         with a sentence that says why and what to do instead.
     """
-    name = layer.name
+    name = short_name(layer.name)
     if isinstance(layer, Labels):
         raise InvalidImageError(
             f"“{name}” holds labels: numbers of objects, which must not be averaged. "
@@ -355,7 +360,7 @@ def read(layer: Layer, dims: Dims) -> Source:
         slice_problem=problem,
         spacing=(float(lengths[first]), float(lengths[second])),
         placement=place,
-        intensity_unit=unit if isinstance(unit, str) else "",
+        intensity_unit=one_line(unit, LONGEST_UNIT) if isinstance(unit, str) else "",
         display={
             "contrast_limits": tuple(image.contrast_limits),
             "colormap": image.colormap.name,
@@ -420,7 +425,10 @@ def _slice_in_view(
     position = np.rint(layer.world_to_data(dims.point)).astype(int)
     index = tuple(int(position[axis]) for axis in others)
     if any(not 0 <= i < data.shape[a] for a, i in zip(others, index, strict=True)):
-        return None, f"“{layer.name}” has no slice here: move the slider into the layer."
+        return (
+            None,
+            f"“{short_name(layer.name)}” has no slice here: move the slider into the layer.",
+        )
     return index, ""
 
 

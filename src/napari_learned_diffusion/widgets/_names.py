@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import unicodedata
-
+from napari_learned_diffusion.core.text import is_visible, one_line
 from napari_learned_diffusion.core.user_models import RESERVED_NAMES
 
 LONGEST_FILE_NAME = 200
@@ -20,16 +19,10 @@ def as_file_name(name: str, *, otherwise: str = "layer") -> str:
     otherwise
         Where nothing of the name is left.
     """
-    one_line = " ".join(name.split())
-    kept = "".join("_" if c in _FORBIDDEN else c for c in one_line if _is_visible(c))
+    kept = "".join("_" if c in _FORBIDDEN else c for c in one_line(name) if is_visible(c))
     kept = kept.lstrip(".~ ")
     # Cut between letters, and not in the bytes of one.
     kept = kept.encode()[:LONGEST_FILE_NAME].decode(errors="ignore").strip(" .")
     if kept.split(".")[0].lower() in RESERVED_NAMES:
         kept = f"_{kept}"
     return kept or otherwise
-
-
-def _is_visible(letter: str) -> bool:
-    """Whether a letter is no control character, nor one that turns the direction of text."""
-    return unicodedata.category(letter) not in ("Cc", "Cf", "Cs", "Co", "Cn")

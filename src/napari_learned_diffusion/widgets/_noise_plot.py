@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,7 +43,7 @@ class NoisePlot(SmallPlot):
         if unit == self._unit:
             return
         self._unit = unit
-        suffix = f" ({unit})" if unit else ""
+        suffix = f" ({escape(unit)})" if unit else ""  # pyqtgraph makes HTML of a label
         self._axes["bottom"].setLabel(f"intensity{suffix}")
         self._axes["left"].setLabel("noise")
 

@@ -19,6 +19,7 @@ from napari.utils import cancelable_progress
 from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_learned_diffusion.jobs.progress import Job, Progress
+from napari_learned_diffusion.widgets._text import plain
 
 REPORT_SECONDS = 0.03
 """Between two progress reports of a thread; a PDE step of a small image takes a tenth of that."""
@@ -198,7 +199,7 @@ class Runner(QObject):
         if self._in_activity_dock:
             # napari processes events in here, so the viewer may be gone when it returns.
             self._activity = _ActivityProgress(
-                desc=task.title, total=0, cancel_callback=self.cancel, leave=False
+                desc=plain(task.title), total=0, cancel_callback=self.cancel, leave=False
             )
             if self._is_shut_down:
                 self._close_activity()

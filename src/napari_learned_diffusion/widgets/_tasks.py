@@ -21,6 +21,7 @@ from napari_learned_diffusion.files import write
 from napari_learned_diffusion.jobs.progress import Job, Progress, Result
 from napari_learned_diffusion.widgets._content import checksum
 from napari_learned_diffusion.widgets._imports import import_module
+from napari_learned_diffusion.widgets._text import short_name
 
 if TYPE_CHECKING:
     from napari_learned_diffusion.core.noise import NoiseModel
@@ -412,8 +413,8 @@ class CheckRequest:
                 raise InvalidImageError(layer.slice_problem)
             if layer.plane_shape != self.source.plane_shape:
                 raise InvalidImageError(
-                    f"“{layer.name}” has slices of another size than “{self.source.name}”. Choose "
-                    "layers that belong together."
+                    f"“{short_name(layer.name)}” has slices of another size than "
+                    f"“{short_name(self.source.name)}”. Choose layers that belong together."
                 )
 
 

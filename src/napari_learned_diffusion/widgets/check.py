@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyqtgraph as pg
 from napari.layers import Image, Layer
-from napari.utils.notifications import show_error
 from napari.utils.theme import get_theme
 from numpy.typing import NDArray
 from qtpy.QtCore import QSize, Qt
@@ -41,6 +40,7 @@ from napari_learned_diffusion.widgets._layers import (
     mark_of,
     read,
 )
+from napari_learned_diffusion.widgets._names import as_file_name
 from napari_learned_diffusion.widgets._plots import make_colour
 from napari_learned_diffusion.widgets._results import (
     RESIDUAL_COLORMAP,
@@ -49,6 +49,7 @@ from napari_learned_diffusion.widgets._results import (
 )
 from napari_learned_diffusion.widgets._runner import Runner
 from napari_learned_diffusion.widgets._tasks import CheckRequest
+from napari_learned_diffusion.widgets._text import PlainLabel, short_name, tell_error
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
@@ -115,7 +116,7 @@ class CheckWidget(DockedWidget):
         self.check_button = QPushButton("Check slice")
         self.check_button.setToolTip("Measure the slice in view before and after.")
         self.status = Note()
-        self.cells: dict[str, tuple[QLabel, QLabel]] = {}
+        self.cells: dict[str, tuple[PlainLabel, PlainLabel]] = {}
         self.structure = Note()
         self.picture = AutocorrelationPicture()
         self.picture.setToolTip(
@@ -169,7 +170,7 @@ class CheckWidget(DockedWidget):
         }
         for row, name in enumerate(ROWS, start=1):
             title = QLabel(name)
-            cells = QLabel("–"), QLabel("–")
+            cells = PlainLabel("–"), PlainLabel("–")
             self.cells[name] = cells
             for at, label in enumerate((title, *cells)):
                 label.setToolTip(tips[name])
@@ -301,7 +302,7 @@ class CheckWidget(DockedWidget):
     def _on_removed(self, event: Any) -> None:
         removed = event.value.unique_id
         if self._running is not None and removed in self._running.layer_ids:
-            self._reason = f"Cancelled: the layer “{event.value.name}” was removed."
+            self._reason = f"Cancelled: the layer “{short_name(event.value.name)}” was removed."
             self._run.cancel()
         if removed == self._wipe.layer_id:
             self._wipe.forget()
@@ -321,11 +322,13 @@ class CheckWidget(DockedWidget):
             )
 
         if self._running is not None and is_other(self._running):
-            self._reason = f"Cancelled: the layer “{layer.name}” got other data."
+            self._reason = f"Cancelled: the layer “{short_name(layer.name)}” got other data."
             self._run.cancel()
         if self._checked is not None and is_other(self._checked.request):
             self._forget()
-            self.status.show_text(f"The layer “{layer.name}” has changed. Check it again.")
+            self.status.show_text(
+                f"The layer “{short_name(layer.name)}” has changed. Check it again."
+            )
 
     def _update_buttons(self) -> None:
         has_pair = self._layer(self.result) is not None and self._layer(self.input) is not None
@@ -372,8 +375,8 @@ class CheckWidget(DockedWidget):
         text = source.describe()
         if not checked.request.is_of_result:
             text += (
-                f"\n“{source.name}” has changed since “{result.name}” was made from it. Denoise it "
-                "again."
+                f"\n“{short_name(source.name)}” has changed since “{short_name(result.name)}” was "
+                "made from it. Denoise it again."
             )
         self.status.show_text(text)
         self._show_checked()
@@ -381,7 +384,7 @@ class CheckWidget(DockedWidget):
     def _on_failed(self, error: Exception) -> None:
         message = explain(error)
         self.status.show_error(message)
-        show_error(message)
+        tell_error(message)
 
     def _on_run_cancelled(self) -> None:
         self.status.show_text(self._reason or "Cancelled.")
@@ -473,7 +476,7 @@ class CheckWidget(DockedWidget):
         if result is None:
             return
         path, _ = QFileDialog.getSaveFileName(
-            self, "Export the result", f"{result.name}.tif", "TIFF (*.tif *.tiff)"
+            self, "Export the result", f"{as_file_name(result.name)}.tif", "TIFF (*.tif *.tiff)"
         )
         if path:
             self.export(Path(path))
@@ -494,7 +497,8 @@ class CheckWidget(DockedWidget):
             self._on_failed(error)
             return
         self._export.submit(
-            partial(_tasks.export_result, path, volume, record), f"Exporting {result.name}"
+            partial(_tasks.export_result, path, volume, record),
+            f"Exporting {short_name(result.name)}",
         )
 
     def _on_exported(self, paths: tuple[Path, Path]) -> None:
@@ -564,6 +568,6 @@ def _fill(choice: Choice, names: dict[Hashable, str], otherwise: Hashable) -> No
     choice.blockSignals(True)
     choice.clear()
     for key, name in names.items():
-        choice.addItem(name, key)
+        choice.add(key, name)
     choice.setCurrentIndex(choice.findData(before if before in names else otherwise))
     choice.blockSignals(False)

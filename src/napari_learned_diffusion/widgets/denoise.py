@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from napari.layers import Image, Labels, Layer
-from napari.utils.notifications import show_error
 from napari.utils.theme import get_theme
 from numpy.typing import NDArray
 from qtpy.QtCore import QTimer
@@ -62,6 +61,7 @@ from napari_learned_diffusion.widgets._results import (
     show_result,
 )
 from napari_learned_diffusion.widgets._runner import Runner
+from napari_learned_diffusion.widgets._text import short_name, tell_error
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
@@ -364,14 +364,14 @@ class DenoiseWidget(DockedWidget):
         if removed.unique_id == self._request.source.layer_id or (
             self._out is not None and removed.data is self._out
         ):
-            self._cancel(f"Cancelled: the layer “{removed.name}” was removed.")
+            self._cancel(f"Cancelled: the layer “{short_name(removed.name)}” was removed.")
 
     def _on_data(self, event: Any) -> None:
         layer_id = event.source.unique_id
         lazy = self._lazy.get(layer_id)
         if self._request is not None and self._request.source.layer_id == layer_id:
             # The result would lie beside another image, and what was found out isn't true of it.
-            self._cancel(f"Cancelled: the layer “{event.source.name}” got other data.")
+            self._cancel(f"Cancelled: the layer “{short_name(event.source.name)}” got other data.")
         if layer_id == self.form.layer.key():
             self._estimation.cancel()
             self._findings = Findings()
@@ -482,7 +482,7 @@ class DenoiseWidget(DockedWidget):
         self._request = request
         self._run.submit(
             partial(_tasks.denoise_slice, request, self._load_jobs),
-            f"Denoising a slice of {request.source.name}",
+            f"Denoising a slice of {short_name(request.source.name)}",
         )
 
     def denoise_stack(self) -> None:
@@ -495,8 +495,9 @@ class DenoiseWidget(DockedWidget):
             out = np.zeros(source.data.shape, source.data.dtype)
         except MemoryError:
             self._fail(
-                f"There is too little memory for the result of “{source.name}”. Denoise the file "
-                "from the shell instead, which writes slice by slice: Copy settings as Shell."
+                f"There is too little memory for the result of “{short_name(source.name)}”. "
+                "Denoise the file from the shell instead, which writes slice by slice: Copy "
+                "settings as Shell."
             )
             return
         self._request, self._out = request, out
@@ -504,7 +505,7 @@ class DenoiseWidget(DockedWidget):
             self._show_unfinished(source, out)
         self._run.submit(
             partial(_tasks.denoise_stack, request, out, self._load_jobs),
-            f"Denoising {source.name}",
+            f"Denoising {short_name(source.name)}",
         )
 
     def cancel(self) -> None:
@@ -576,7 +577,7 @@ class DenoiseWidget(DockedWidget):
 
     def _fail(self, message: str) -> None:
         self.status.show_error(message)
-        show_error(message)
+        tell_error(message)
 
     # --- the layers that a run makes --------------------------------------------------------------
 
@@ -789,7 +790,7 @@ class DenoiseWidget(DockedWidget):
         for lazy in self._lazy.values():
             stack, source = lazy.stack, lazy.request.source
             count = f"{stack.n_ready} of {stack.n_slices}"
-            text = f"“{source.name}” as you scroll: {count} slices ready."
+            text = f"“{short_name(source.name)}” as you scroll: {count} slices ready."
             if stack.in_view is None:
                 text += " No slice is in view now."
             lines.append(text)

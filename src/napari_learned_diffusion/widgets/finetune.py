@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari.layers import Image, Labels, Layer, Shapes
-from napari.utils.notifications import show_error
 from napari.utils.theme import get_theme
 from qtpy.QtCore import QSize
 from qtpy.QtWidgets import (
@@ -29,7 +28,11 @@ from qtpy.QtWidgets import (
 
 from napari_learned_diffusion.config import DiffusionConfig, FineTuneConfig
 from napari_learned_diffusion.core.errors import InvalidSettingError, LearnedDiffusionError
+from napari_learned_diffusion.core.text import one_line
 from napari_learned_diffusion.core.user_models import (
+    PREFIX,
+    UserModel,
+    damaged_user_models,
     delete_user_model,
     export_user_model,
     import_user_model,
@@ -67,6 +70,7 @@ from napari_learned_diffusion.widgets._layers import (
 )
 from napari_learned_diffusion.widgets._results import selection_kept
 from napari_learned_diffusion.widgets._runner import Runner
+from napari_learned_diffusion.widgets._text import plain, short_name, tell_error
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
@@ -533,7 +537,7 @@ class FineTuneWidget(DockedWidget):
                 self._stopped,
                 self._load_jobs,
             ),
-            f"Fine-tuning on {self._request.source.name}",
+            f"Fine-tuning on {short_name(self._request.source.name)}",
         )
 
     def stop(self) -> None:
@@ -601,7 +605,7 @@ class FineTuneWidget(DockedWidget):
 
     def _fail(self, message: str) -> None:
         self.status.show_error(message)
-        show_error(message)
+        tell_error(message)
 
     # --- the preview ------------------------------------------------------------------------------
 
@@ -658,6 +662,9 @@ class FineTuneWidget(DockedWidget):
 
     def _refresh_own(self, chosen: str | None = None) -> None:
         names = {model.name: model.name for model in list_user_models()}
+        # Damaged ones can be deleted, too.
+        for key in damaged_user_models():
+            names[key.removeprefix(PREFIX)] = f"{key.removeprefix(PREFIX)} (damaged)"
         self.own.set_titles(names, next(iter(names), None))
         if chosen is not None:
             self.own.set_key(chosen)
@@ -670,7 +677,7 @@ class FineTuneWidget(DockedWidget):
         except LearnedDiffusionError as error:
             self.own_info.show_error(str(error))
         else:
-            self.own_info.show_text("None yet." if model is None else _described(model.facts))
+            self.own_info.show_text("None yet." if model is None else _described(model))
         self._update_buttons()
 
     def rename(self) -> None:
@@ -684,7 +691,7 @@ class FineTuneWidget(DockedWidget):
         """Delete the chosen model, if the user is sure."""
         name = self.own.key()
         question = f"Delete the model “{name}” for good?"
-        answer = QMessageBox.question(self, "Delete model", question)
+        answer = QMessageBox.question(self, "Delete model", plain(question))
         if answer == QMessageBox.StandardButton.Yes:
             self._manage(lambda: delete_user_model(name))
 
@@ -721,8 +728,9 @@ def suggested_name(layer: str) -> str:
     return re.sub(r"[^\w .+()-]|^\W+", "", layer)[:48].strip(" .") or "model"
 
 
-def _described(facts: dict[str, Any]) -> str:
-    return f"{facts['summary']}\nGain {facts['gain_dB']:.2f} dB, {facts['date']}."
+def _described(model: UserModel) -> str:
+    facts = model.facts
+    return f"{model.summary}\nGain {facts['gain_dB']:.2f} dB, {one_line(facts['date'])}."
 
 
 def _row(*widgets: QWidget) -> QHBoxLayout:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.layers import Image, Labels, Layer
-from napari.utils.notifications import show_error
 from napari.utils.theme import get_theme
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import (
@@ -59,6 +58,7 @@ from napari_learned_diffusion.widgets._learned_plot import (
 )
 from napari_learned_diffusion.widgets._results import DIFFUSIVITY_COLORMAP, OneByOne, show_result
 from napari_learned_diffusion.widgets._runner import Runner
+from napari_learned_diffusion.widgets._text import short_name, tell_error
 from napari_learned_diffusion.widgets.denoise import DenoiseWidget
 
 if TYPE_CHECKING:
@@ -336,7 +336,7 @@ class InspectionWidget(DockedWidget):
         self.layer.blockSignals(True)
         self.layer.clear()
         for layer_id, name in names.items():
-            self.layer.addItem(name, layer_id)
+            self.layer.add(layer_id, name)
         self.layer.setCurrentIndex(self.layer.findData(chosen))
         self.layer.blockSignals(False)
         self._update_source()
@@ -354,7 +354,7 @@ class InspectionWidget(DockedWidget):
 
     def _on_removed(self, event: Any) -> None:
         if self._request is not None and event.value.unique_id == self._request.source.layer_id:
-            self._cancel(f"Cancelled: the layer “{event.value.name}” was removed.")
+            self._cancel(f"Cancelled: the layer “{short_name(event.value.name)}” was removed.")
 
     def _on_data(self, event: Any) -> None:
         layer: Layer = event.source
@@ -362,7 +362,9 @@ class InspectionWidget(DockedWidget):
             self._findings = Findings()
             self._update_source()
         if self._request is not None and layer.unique_id == self._request.source.layer_id:
-            self._cancel(f"Cancelled: the layer “{layer.name}” has new data. Inspect it again.")
+            self._cancel(
+                f"Cancelled: the layer “{short_name(layer.name)}” has new data. Inspect it again."
+            )
 
     def _on_drawn(self, event: Any) -> None:
         """A layer is drawn anew, perhaps because its array has been changed in place."""
@@ -433,7 +435,7 @@ class InspectionWidget(DockedWidget):
         self._request, self._values = request, values
         self._run.submit(
             partial(_tasks.inspect_slice, request, self._load_jobs),
-            f"Inspecting a slice of {source.name}",
+            f"Inspecting a slice of {short_name(source.name)}",
         )
 
     def cancel(self) -> None:
@@ -472,7 +474,7 @@ class InspectionWidget(DockedWidget):
     def _on_run_failed(self, error: Exception) -> None:
         message = explain(error)
         self.status.show_error(message)
-        show_error(message)
+        tell_error(message)
 
     def _on_run_cancelled(self) -> None:
         self.status.show_text(self._reason or "Cancelled.")
