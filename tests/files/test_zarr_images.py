@@ -558,6 +558,9 @@ def test_filters_and_shards_are_read(tmp_path: Path) -> None:
     volume = read(path, lazy=True)
     assert volume.metadata["notes"] == []
     np.testing.assert_array_equal(volume.data.compute(), PIXELS)
+    (path / "0" / "c" / "1" / "0" / "0").write_bytes(b"")
+    with pytest.raises(FileFormatError, match="is an empty chunk"):
+        volume.data.compute()
 
 
 def test_a_chunk_that_is_a_pipe_is_refused_at_once(tmp_path: Path) -> None:

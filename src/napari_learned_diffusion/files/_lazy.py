@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_learned_diffusion.core.errors import FileFormatError
-from napari_learned_diffusion.files._extras import readable
+from napari_learned_diffusion.files._extras import readable, refusing
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -103,7 +103,7 @@ class PlanesOnDisk(OnDisk):
         plane_shape = np.broadcast_to(np.uint8(0), self.shape[leading:])[within].shape
         # One array is filled, so that the planes aren't in memory twice.
         out = np.empty((math.prod(kept), *plane_shape), self.dtype)
-        with readable(self.path):
+        with readable(self.path), refusing(self.path, "image"):
             for number, position in enumerate(positions):
                 out[number] = self.read_plane(_number_of(position, self.shape))[within]
         return out.reshape(kept + plane_shape)

@@ -77,7 +77,7 @@ def _chunk_files(folder: Path) -> Iterator[str]:
 
 
 def check_headers(folder: Path, array: Any, key: Any) -> None:
-    """Refuse compressed chunks that are truncated, or would be more pixels than a chunk has.
+    """Refuse chunks that are empty or truncated, or would be more pixels than a chunk has.
 
     Blosc reads past the end of a chunk that was cut, and its pixels are then whatever lies in
     memory there; and all of these take the memory that a chunk's header asks for.
@@ -94,18 +94,21 @@ def check_headers(folder: Path, array: Any, key: Any) -> None:
     FileFormatError
         with the chunk's path.
     """
-    claimed_of = _CLAIMS.get(_compressor(array))
-    if claimed_of is None:
-        return
+    claimed_of = None if array.shards else _CLAIMS.get(_compressor(array))
     expected = math.prod(array.chunks) * np.dtype(array.dtype).itemsize
     for coordinates in product(*_chunks_of(array, key)):
         path = folder / array.metadata.encode_chunk_key(coordinates)
         try:
-            with path.open("rb") as stream:
-                start, size = stream.read(_HEADER_BYTES), path.stat().st_size
+            size = path.stat().st_size
         except FileNotFoundError:
             continue  # it stands for fill values
-        claimed, needed = claimed_of(start)
+        if not size:
+            # zarr takes an empty shard as one that isn't there.
+            raise FileFormatError(f"{path} is an empty chunk. Copy or export the image again.")
+        if claimed_of is None:
+            continue
+        with path.open("rb") as stream:
+            claimed, needed = claimed_of(stream.read(_HEADER_BYTES))
         if claimed not in (expected, None) or needed > size:
             raise FileFormatError(
                 f"{path} is a damaged chunk: its header gives {claimed} bytes of pixels in "
@@ -115,10 +118,10 @@ def check_headers(folder: Path, array: Any, key: Any) -> None:
 
 
 def _chunks_of(array: Any, key: Any) -> list[range]:
-    """Positions of the chunks along each axis that an index needs."""
+    """Positions of the files of chunks along each axis that an index needs."""
     keys = [slice(None)] * array.ndim if key is ... else key
     needed = []
-    for k, n, size in zip(keys, array.shape, array.chunks, strict=True):
+    for k, n, size in zip(keys, array.shape, array.shards or array.chunks, strict=True):
         chosen = range(n)[k]
         if isinstance(chosen, int):
             chosen = range(chosen, chosen + 1)
