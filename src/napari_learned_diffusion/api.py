@@ -88,7 +88,7 @@ def denoise(
     ----------
     .. [1] P. Perona, J. Malik, "Scale-space and edge detection using anisotropic diffusion",
        IEEE Trans. Pattern Anal. Mach. Intell. 12 (1990), 629-639.
-    .. [2] E. Valdivia Ortega, A. Haas, A. Effland, "Learning diffusion functions for image
+    .. [2] J. Valdivia Ortega, M. Haas, A. Effland, "Learning diffusion functions for image
        restoration", HAL hal-04573661 (2024).
 
     Examples

@@ -51,7 +51,7 @@ _PACKAGE = "napari-learned-diffusion"
 _OUR_AUTHORS = (f"the {_PACKAGE} developers",)
 _OWN_AUTHORS = (f"a user of {_PACKAGE}",)
 _PAPER = {
-    "text": "E. Valdivia Ortega, A. Haas, A. Effland, "
+    "text": "J. Valdivia Ortega, M. Haas, A. Effland, "
     "Learning diffusion functions for image restoration, 2024",
     "url": "https://hal.science/hal-04573661",
 }

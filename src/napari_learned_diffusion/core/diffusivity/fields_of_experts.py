@@ -17,7 +17,7 @@ iterations beyond those that a model was trained for go on with the last one.
 
 References
 ----------
-.. [1] E. Valdivia Ortega, A. Haas, A. Effland, "Learning diffusion functions for image
+.. [1] J. Valdivia Ortega, M. Haas, A. Effland, "Learning diffusion functions for image
    restoration", HAL hal-04573661 (2024).
 .. [2] S. Roth, M. J. Black, "Fields of experts", Int. J. Comput. Vis. 82 (2009), 205-229.
 """
@@ -59,7 +59,7 @@ class FieldsOfExperts(LearnedDiffusivity):
     """
 
     reference = (
-        "E. Valdivia Ortega, A. Haas, A. Effland, Learning diffusion functions for image "
+        "J. Valdivia Ortega, M. Haas, A. Effland, Learning diffusion functions for image "
         "restoration, HAL hal-04573661 (2024)"
     )
     last_layers = ("log_steps", "spline_values", "drops", "coefficients", "log_alphas")

@@ -62,7 +62,7 @@ class KAutomation(LearnedDiffusivity):
 
     References
     ----------
-    .. [1] E. Valdivia Ortega, A. Haas, A. Effland, "Learning diffusion functions for image
+    .. [1] J. Valdivia Ortega, M. Haas, A. Effland, "Learning diffusion functions for image
        restoration", HAL hal-04573661 (2024).
     """
 
@@ -70,7 +70,7 @@ class KAutomation(LearnedDiffusivity):
     title = "Perona–Malik, K chosen by a network"
     summary = "The classical diffusion; a neural network looks at the image and sets it up."
     reference = (
-        "E. Valdivia Ortega, A. Haas, A. Effland, Learning diffusion functions for image "
+        "J. Valdivia Ortega, M. Haas, A. Effland, Learning diffusion functions for image "
         "restoration, HAL hal-04573661 (2024)"
     )
     last_layers = ("dense",)

@@ -36,7 +36,7 @@ class UNet(LearnedDiffusivity):
 
     References
     ----------
-    .. [1] E. Valdivia Ortega, A. Haas, A. Effland, "Learning diffusion functions for image
+    .. [1] J. Valdivia Ortega, M. Haas, A. Effland, "Learning diffusion functions for image
        restoration", HAL hal-04573661 (2024).
     """
 
@@ -46,7 +46,7 @@ class UNet(LearnedDiffusivity):
         "A small neural network looks at the image before every step and says where to diffuse."
     )
     reference = (
-        "E. Valdivia Ortega, A. Haas, A. Effland, Learning diffusion functions for image "
+        "J. Valdivia Ortega, M. Haas, A. Effland, Learning diffusion functions for image "
         "restoration, HAL hal-04573661 (2024)"
     )
     last_layers = ("log_steps", "merge_fine", "head")
