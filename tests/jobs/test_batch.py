@@ -40,6 +40,7 @@ from napari_learned_diffusion.jobs.batch import (
     denoise_batch,
 )
 from napari_learned_diffusion.jobs.batch_engines import ClusterEngine, LocalEngine
+from napari_learned_diffusion.jobs.batch_manifest import Manifest
 from napari_learned_diffusion.jobs.batch_reading import PlaneReader
 from napari_learned_diffusion.jobs.batch_sources import VolumeSource, content_hash, find_sources
 from napari_learned_diffusion.jobs.batch_state import Log, Scratch
@@ -386,7 +387,7 @@ def test_what_has_changed_is_done_again_with_leave(scans: Path, out: Path) -> No
     assert states(summary) == {"a.mrc": "failed", "b.mrc": "skipped", "c.mrc": "skipped"}
     assert "allow overwriting" in summary.files[0].message
     assert (out / "a.mrc").read_bytes() == before
-    assert denoise(scans, out, overwrite=True).count("done") == 1
+    assert denoise(scans, out, overwrite=True).count("done") == 3
     assert (out / "a.mrc").read_bytes() != before
     other = QUICK.with_(iterations=3)
     assert denoise(scans, out, other, overwrite=True).count("done") == 3
@@ -448,8 +449,8 @@ def test_a_slice_is_told_of_before_anything_later_is_kept(scans: Path, out: Path
         if event.file and event.plane is not None:
             file = event.file
             course.append((file.number, file.planes_done))
-            marks = out / f"{file.source.name}.part" / "done"
-            assert marks.read_bytes().count(1) == file.planes_done
+            marks = np.fromfile(out / f"{file.source.name}.part" / "done", np.uint64)
+            assert np.count_nonzero(marks) == file.planes_done
             assert not (out / file.source.name).exists()
     assert course == [(number, done) for number in range(3) for done in range(1, 5)]
 
@@ -475,12 +476,13 @@ def test_two_batches_do_not_share_a_folder(scans: Path, out: Path) -> None:
     assert denoise(scans, out).count("done") == 3
 
 
-def test_a_foreign_manifest_is_left_alone(scans: Path, out: Path) -> None:
+def test_a_foreign_manifest_is_kept_under_another_name(scans: Path, out: Path) -> None:
     out.mkdir()
     (out / "batch.json").write_text("mine")
-    with pytest.raises(FileWriteError, match="no manifest"):
-        denoise(scans, out)
-    assert (out / "batch.json").read_text() == "mine"
+    summary = denoise(scans, out)
+    assert summary.count("done") == 3
+    assert "batch.json.damaged" in summary.notes[0]
+    assert (out / "batch.json.damaged").read_text() == "mine"
 
 
 # --- faults ---------------------------------------------------------------------------------------
@@ -560,8 +562,9 @@ def test_two_inputs_with_one_output(tmp_path: Path, out: Path) -> None:
     write(tmp_path / "a.mrc", volume())
     write(tmp_path / "a.nii", volume(noisy(seed=3)))
     summary = denoise([tmp_path / "a.mrc", tmp_path / "a.nii"], out, format="zarr")
-    assert states(summary) == {"a.mrc": "done", "a.nii": "failed"}
-    assert "would both be written" in summary.files[1].message
+    assert states(summary) == {"a.mrc": "failed", "a.nii": "failed"}
+    assert all("would both be written" in file.message for file in summary.files)
+    assert sorted(path.name for path in out.iterdir()) == ["batch.json", "batch.jsonl"]
 
 
 def refuse(code: int) -> Callable[..., Any]:
@@ -578,7 +581,7 @@ def test_a_full_disk(scans: Path, out: Path, monkeypatch: pytest.MonkeyPatch, pl
         if place == "plane":
             patch.setattr(Scratch, "write", refuse(errno.ENOSPC))
         else:
-            patch.setattr("mrcfile.new", refuse(errno.ENOSPC))
+            patch.setattr(batch_module, "write", refuse(errno.ENOSPC))
         summary = denoise(scans, out)
     assert summary.count("failed") == 3
     assert all("disk is full" in file.message for file in summary.files)
@@ -603,9 +606,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_computed(
 def test_a_manifest_that_cannot_be_written(
     scans: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "napari_learned_diffusion.jobs.batch_state.write_json", refuse(errno.ENOSPC)
-    )
+    monkeypatch.setattr(Manifest, "_append", refuse(errno.ENOSPC))
     summary = denoise(scans, out)
     assert summary.count("failed") == 3
 
@@ -614,7 +615,7 @@ def test_a_manifest_that_cannot_be_written(
 def test_an_output_folder_that_cannot_be_written(
     scans: Path, out: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    monkeypatch.setattr(Path, "touch", refuse(code))
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse(code))
     with pytest.raises(FileWriteError, match="Check that the folder exists"):
         denoise(scans, out)
 
@@ -641,6 +642,7 @@ def test_an_error_of_the_solver_is_reported(
 KILLED = """
 import os, sys
 from pathlib import Path
+from napari_learned_diffusion.jobs import batch
 from napari_learned_diffusion.jobs.batch import BatchConfig, denoise_batch
 from napari_learned_diffusion.jobs.batch_sources import find_sources
 from napari_learned_diffusion.config import DiffusionConfig
@@ -650,12 +652,21 @@ folder, out, moment = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 def die(*_, **__):
     os.kill(os.getpid(), 9)
 
+def at_b(before, after, function):
+    def watched(*given, **named):
+        before() if out / "b.mrc" in given else None
+        function(*given, **named)
+        after() if out / "b.mrc" in given else None
+    return watched
+
 if moment == "rename":
-    Path.replace = lambda self, target, replace=Path.replace: (
-        die() if Path(target) == out / "b.mrc" else replace(self, target))
+    batch.move_into_place = at_b(die, die, batch.move_into_place)
 elif moment == "renamed":
-    Path.replace = lambda self, target, replace=Path.replace: (
-        replace(self, target), die() if Path(target) == out / "b.mrc" else None)
+    batch.move_into_place = at_b(lambda: None, die, batch.move_into_place)
+elif moment == "recorded":
+    batch.Scratch.remove = die
+elif moment == "made":
+    batch.Scratch.open = die
 config = DiffusionConfig(model="perona-malik", noise=Gaussian(8.0), iterations=2)
 for event in denoise_batch(find_sources([folder], out), BatchConfig(out), config):
     if moment == "slice" and event.file and event.file.number == 1 and event.file.planes_done == 2:

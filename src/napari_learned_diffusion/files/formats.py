@@ -137,7 +137,9 @@ def read(path: PathLike, *, series: int | None = None, lazy: bool | None = None)
     """
     path = Path(path)
     with readable(path):
-        _check_kind(path)
+        check_kind(path)
+        if path.is_file() and path.stat().st_size == 0:
+            raise FileFormatError(f"{path} is empty. Copy or export it again.")
         file_format = format_of(path)
         if file_format is None:
             raise FileFormatError(_unknown(path))
@@ -153,7 +155,7 @@ _KINDS = {
 }
 
 
-def _check_kind(path: Path) -> None:
+def check_kind(path: Path) -> None:
     """Refuse what isn't there, and what isn't a file or a folder: it could be read for ever.
 
     Raises
@@ -180,8 +182,6 @@ def _check_kind(path: Path) -> None:
     kind = _KINDS.get(stat.S_IFMT(status.st_mode))
     if kind is not None:
         raise FileFormatError(f"{path} is {kind}, not an image file. Choose a file.")
-    if stat.S_ISREG(status.st_mode) and status.st_size == 0:
-        raise FileFormatError(f"{path} is empty. Copy or export it again.")
 
 
 def write(

@@ -3,12 +3,14 @@
 Planes are read and kept here while an engine computes others, in a thread of this process or on the
 workers of a cluster; meanwhile two threads examine the next file and write the result of the last.
 What is finished is kept aside plane by plane (`batch_state.Scratch`) and becomes the result when it
-is whole, so that no result is ever half-written.
+is whole, so that no result is ever half-written. Which input's result goes where is settled before
+anything is begun (`batch_targets`), and what was made is on record (`batch_manifest`).
 """
 
 from __future__ import annotations
 
 import math
+import tempfile
 import threading
 import time
 from collections import Counter, deque
@@ -25,7 +27,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_learned_diffusion.config import DiffusionConfig, TilingConfig
-from napari_learned_diffusion.core.atomic import move_into_place, why_not_written
+from napari_learned_diffusion.core.atomic import (
+    check_target,
+    move_into_place,
+    why_not_written,
+)
 from napari_learned_diffusion.core.errors import (
     FileFormatError,
     FileWriteError,
@@ -36,11 +42,9 @@ from napari_learned_diffusion.core.errors import (
 from napari_learned_diffusion.core.noise_estimation import sample_planes
 from napari_learned_diffusion.core.zoo import weights_hash
 from napari_learned_diffusion.files import FORMATS, Volume, write
-from napari_learned_diffusion.files.formats import (
-    Format,
-    check_compression,
-)
-from napari_learned_diffusion.files.volume import bare_name
+from napari_learned_diffusion.files._extras import readable
+from napari_learned_diffusion.files.formats import Format, check_compression
+from napari_learned_diffusion.files.formats import check_target as check_result
 from napari_learned_diffusion.jobs.batch_engines import (
     Engine,
     LocalEngine,
@@ -49,9 +53,11 @@ from napari_learned_diffusion.jobs.batch_engines import (
     StoppedError,
     settled,
 )
+from napari_learned_diffusion.jobs.batch_manifest import Manifest, Record
 from napari_learned_diffusion.jobs.batch_reading import PlaneReader
-from napari_learned_diffusion.jobs.batch_sources import Source
-from napari_learned_diffusion.jobs.batch_state import Log, Manifest, Scratch
+from napari_learned_diffusion.jobs.batch_sources import Source, Stamp, result_stamp
+from napari_learned_diffusion.jobs.batch_state import UNFINISHED, Log, Scratch, remove_scratch
+from napari_learned_diffusion.jobs.batch_targets import Targets
 from napari_learned_diffusion.jobs.planes import check_image
 from napari_learned_diffusion.jobs.prepare import Prepared, prepare
 from napari_learned_diffusion.jobs.progress import Job, Progress
@@ -82,7 +88,7 @@ class BatchConfig:
         Key of `napari_learned_diffusion.files.FORMATS`; ``None``: each file's own, but OME-Zarr for
         a TIFF of more than 4 GiB.
     overwrite
-        Whether files that are there may be replaced; never an input.
+        Whether everything is computed anew and may replace what is there; never an input.
     only_failed
         Whether to try only those files again that have failed before.
     plane, series
@@ -176,6 +182,8 @@ class BatchSummary:
         What was denoised, in millions of pixels.
     log
         The log, in JSON lines.
+    notes
+        What wasn't as it should be in the output folder, in sentences.
     """
 
     files: tuple[FileStatus, ...]
@@ -183,6 +191,7 @@ class BatchSummary:
     solver_seconds: float
     megapixels: float
     log: Path
+    notes: tuple[str, ...] = ()
 
     def count(self, state: State) -> int:
         """How many files ended so."""
@@ -206,7 +215,9 @@ def denoise_batch(
     """Denoise files to a folder. A file that fails is reported, and the others go on.
 
     What the manifest in the output folder has as done from the same content with the same settings
-    and weights is skipped. What was interrupted goes on from the slices that are there.
+    and weights is skipped, unless it is to be overwritten. What was interrupted goes on from the
+    slices that are there. Inputs whose results would be in each other's way fail before anything
+    is begun.
 
     Parameters
     ----------
@@ -237,7 +248,7 @@ def denoise_batch(
     computing: Engine = engine if engine is not None else LocalEngine(tiling or TilingConfig())
     with computing, _open_folder(batch.out) as log:
         config = settled(config or DiffusionConfig())
-        run = _Run(sources, batch, config, computing, Manifest(batch.out), log)
+        run = _Run(sources, batch, config, computing, Manifest(batch.out, log.alike), log)
         try:
             for _ in run.steps():
                 yield from run.reports()
@@ -250,10 +261,12 @@ def denoise_batch(
 def _open_folder(folder: Path) -> Log:
     """Make the output folder, try whether it can be written to, and begin its log."""
     try:
+        if folder.is_symlink():
+            check_target(folder, overwrite=True, folder=True)
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
+        # Only trying tells, by a file that has no name that anybody else's could have.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
         return Log(folder)
     except OSError as error:
         raise FileWriteError(why_not_written(folder, error)) from error
@@ -267,8 +280,13 @@ class _Examined:
     axes: tuple[int, int]
     target: Path
     format: Format
+    scratch: Scratch
     prepared: Prepared | None
     record: dict[str, Any]
+    stamp: Stamp | None
+    may_replace: bool
+    leftover: Path | None
+    """An earlier scratch of the same input, at another place."""
     seconds: float
 
 
@@ -277,32 +295,43 @@ class _File:
     """A file while it is in work."""
 
     status: FileStatus
-    token: str
-    volume: Volume
-    axes: tuple[int, int]
-    target: Path
-    format: Format
-    scratch: Scratch
+    found: _Examined
     task: PlaneTask
     record: dict[str, Any]
     begun: float
     planes: PlaneReader = field(init=False)
-    pending: list[int] = field(init=False)
+    pending: Sequence[int] = field(init=False)
     measured: set[int] = field(init=False)
     in_flight: int = 0
     noise: list[tuple[float, float]] = field(default_factory=list)
     messages: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self.planes = PlaneReader(self.volume.data, self.axes)
-        self.pending = [int(n) for n in np.flatnonzero(~self.scratch.done)]
+        self.planes = PlaneReader(self.found.volume.data, self.found.axes)
+        done = self.scratch.done
+        self.planes_done = int(np.count_nonzero(done))
+        self.pending = np.flatnonzero(~done).tolist() if self.planes_done else range(len(done))
         count = len(self.pending)
         chosen = sample_planes(count, _MEASURED_PLANES) if count else ()
         self.measured = {self.pending[i] for i in chosen}
 
+    planes_done: int = field(init=False)
+
+    @property
+    def source(self) -> Source:
+        return self.status.source
+
+    @property
+    def scratch(self) -> Scratch:
+        return self.found.scratch
+
+    def keep(self, number: int, plane: NDArray[Any]) -> None:
+        self.scratch.write(number, plane)
+        self.planes_done += 1
+
     @property
     def is_whole(self) -> bool:
-        return bool(self.scratch.done.all())
+        return self.planes_done == len(self.planes)
 
     def current(self, state: State, message: str | None = None) -> FileStatus:
         before, after = (
@@ -313,8 +342,8 @@ class _File:
         self.status = replace(
             self.status,
             state=state,
-            planes_done=int(self.scratch.done.sum()),
-            planes=len(self.scratch.done),
+            planes_done=self.planes_done,
+            planes=len(self.planes),
             seconds=time.perf_counter() - self.begun,
             noise_before=before,
             noise_after=after,
@@ -340,7 +369,7 @@ class _Run:
         self.files = [FileStatus(number, source) for number, source in enumerate(sources)]
         self.settings = _as_json(config, batch)
         self.weights = weights_hash(config.model)
-        self.targets: dict[Path, str] = {}
+        self.targets = Targets(sources, batch.out, batch.format, log.alike)
         self.open: dict[int, _File] = {}
         self.running: dict[Any, tuple[_File, int]] = {}
         self.writing: dict[Future[FileStatus], _File] = {}
@@ -358,7 +387,14 @@ class _Run:
     def steps(self) -> Iterator[None]:
         """Do the work; yields whenever something may have happened."""
         self.log.write("batch", files=len(self.files), settings=self.settings)
-        files = tuple(self.files)
+        for note in self.manifest.notes:
+            self.log.write("note", message=note)
+            self._say(note)
+        self._remove_leftovers()
+        for number, reason in sorted(self.targets.clashes.items()):
+            self._fail(self.files[number], FileWriteError(reason))
+        yield
+        files = tuple(file for file in self.files if not file.is_final)
         ahead = deque(self.examiner.submit(self._examine, status) for status in files[:1])
         for status, later in zip_longest(files, files[1:]):
             self._say(f"{status.source.name}: opening")
@@ -395,7 +431,8 @@ class _Run:
             thread.shutdown(wait=True, cancel_futures=True)
         for file in self.open.values():
             file.scratch.close()
-            self.log.write("stopped", file=file.status.source.name)
+            self.log.write("stopped", file=file.source.name)
+        self.manifest.close()
 
     def summary(self) -> BatchSummary:
         summary = BatchSummary(
@@ -404,6 +441,7 @@ class _Run:
             self.solver_seconds,
             self.pixels / 1e6,
             self.log.path,
+            tuple(self.manifest.notes),
         )
         counts = {state: summary.count(state) for state in _FINAL}
         self.log.write("summary", seconds=round(summary.seconds, 3), **counts)
@@ -436,24 +474,16 @@ class _Run:
         """Whether a file has to be denoised, and how; or that it is skipped. In a thread."""
         begun = time.perf_counter()
         source = status.source
-        known = self.manifest[source.name]
+        source.check()
+        known = self.manifest.of(source.place, source.name)
         if self.batch.only_failed and known.get("state") != "failed":
             return replace(status, state="skipped", message="It hasn't failed before.")
-        stamp, place = source.stamp(), source.place
-        is_known = stamp is not None and known.get("stamp") == stamp
-        same = is_known and known.get("source") == place
-        record = {
-            "source": place,
-            "stamp": stamp,
-            "input_hash": known["input_hash"] if same else self._hash(source),
-            "settings": self.settings,
-            "weights": self.weights,
-        }
-        unchanged = all(known.get(key) == record[key] for key in _FINGERPRINT)
-        output = self.batch.out / str(known.get("output", ""))
-        if unchanged and known.get("state") == "done" and output.exists():
+        stamp = source.stamp()
+        record = self._record(source, known, stamp)
+        made = self._made_before(source, known, record)
+        if made is not None:
             message = "It was done before, with the same settings."
-            return replace(status, state="skipped", output=output, message=message)
+            return replace(status, state="skipped", output=made, message=message)
         volume = source.read(self.batch.series)
         if "S" in volume.axes:
             raise InvalidImageError(
@@ -462,13 +492,120 @@ class _Run:
             )
         axes = check_image(volume.data, volume.axes_of_planes(self.batch.plane))
         file_format, target = self._target(source, volume)
-        interrupted = unchanged and known.get("state") == "running"
-        self._check_target(source, target, may_replace=interrupted)
+        self.targets.claim(status.number, target)
+        self.targets.check_no_input(source, target)
+        may_replace = self.batch.overwrite or self._is_ours(known, target)
+        check_result(target, file_format, overwrite=may_replace)
+        scratch, leftover = self._scratch(source, volume, axes, target, known, record)
+        scratch.examine(self._ticker(f"{source.name}: checking the slices that are done"))
+        self.doing = ""
         # A single slice is prepared by the worker: the noise of many files is found in parallel.
         is_stack = math.prod(volume.data.shape) > math.prod(volume.data.shape[a] for a in axes)
         prepared = prepare(volume.data, self.config, plane_axes=axes) if is_stack else None
-        seconds = time.perf_counter() - begun
-        return _Examined(volume, axes, target, file_format, prepared, record, seconds)
+        return _Examined(
+            volume,
+            axes,
+            target,
+            file_format,
+            scratch,
+            prepared,
+            record,
+            stamp,
+            may_replace,
+            leftover,
+            time.perf_counter() - begun,
+        )
+
+    def _record(self, source: Source, known: Record, stamp: Stamp | None) -> dict[str, Any]:
+        """What is to be kept of an input, whatever comes of it."""
+        # Without reading it, only where nothing about it has changed, and nobody asks for more.
+        same = stamp is not None and known.get("stamp") == stamp.digest
+        trusted = same and "input_hash" in known and not self.batch.overwrite
+        return {
+            "name": source.name,
+            "source": source.place,
+            "stamp": stamp.digest if stamp is not None and stamp.is_settled else None,
+            "input_hash": known["input_hash"] if trusted else self._hash(source),
+            "settings": self.settings,
+            "weights": self.weights,
+        }
+
+    def _made_before(self, source: Source, known: Record, record: Record) -> Path | None:
+        """The result that is there from the same content, settings and weights, as it was left."""
+        if self.batch.overwrite:
+            return None
+        # The same content from another place, too: an input may have been moved.
+        for made in (known, *self.manifest.of_name(source.name)):
+            if made.get("state") != "done" or _fingerprint(made) != _fingerprint(record):
+                continue
+            output = self.batch.out / str(made.get("output", ""))
+            if not self._is_intact(made, output):
+                continue
+            if record["stamp"] is not None and known.get("stamp") != record["stamp"]:
+                values = {**made, **{key: record[key] for key in ("name", "source", "stamp")}}
+                self.manifest.record(source.place, **values)
+            return output
+        return None
+
+    def _is_intact(self, made: Record, output: Path) -> bool:
+        """Whether a result is as it was left; of an earlier version whether there is any."""
+        if not output.exists():
+            return False
+        count, size, _ = result_stamp(output)
+        if "result" not in made:
+            return size > 0
+        return bool(made["result"][:2] == [count, size])
+
+    def _is_ours(self, known: Record, target: Path) -> bool:
+        """Whether what is at a target was put there by a batch that was killed just then.
+
+        So is a file that was done and has lost all its content: there is nothing in it to lose.
+        """
+        if not target.exists() or known.get("output") != self._below(target):
+            return False
+        now = result_stamp(target)
+        if known.get("state") == "done":
+            return target.is_file() and now[1] == 0
+        return bool(known.get("result") == now)
+
+    def _below(self, path: Path) -> str:
+        """A path as the manifest has it."""
+        return path.relative_to(self.batch.out).as_posix()
+
+    def _scratch(
+        self,
+        source: Source,
+        volume: Volume,
+        axes: tuple[int, int],
+        target: Path,
+        known: Record,
+        record: Record,
+    ) -> tuple[Scratch, Path | None]:
+        """Where the slices of a file are kept, and where they were kept before."""
+        shape = volume.data.shape
+        count = math.prod(shape) // (shape[axes[0]] * shape[axes[1]])
+        on_record = known.get("scratch")
+        if on_record is None and known.get("state") in ("running", "failed"):  # version 1
+            on_record = known.get("output", "") + UNFINISHED if "output" in known else None
+        before = None if on_record is None else self.batch.out / on_record
+        is_beside = before is not None and before.parent == target.parent
+        scratch = Scratch(
+            target,
+            source.place,
+            _fingerprint(record),
+            (count, shape[axes[0]], shape[axes[1]]),
+            np.dtype(volume.data.dtype),
+            known=(before.name,) if before is not None and is_beside else (),
+            is_taken=self.targets.is_claimed,
+        )
+        return scratch, before if before != scratch.folder else None
+
+    def _remove_leftovers(self) -> None:
+        """Remove slices of results that were finished when an earlier batch was killed."""
+        for made in self.manifest.unfinished:
+            now = self.manifest.of(str(made.get("source", "")), str(made["name"]))
+            if now.get("state") in ("done", "replaced") and "scratch" in now:
+                remove_scratch(self.batch.out / now["scratch"])
 
     def _hash(self, source: Source) -> str:
         found = source.content_hash(self._ticker(f"{source.name}: checking its content"))
@@ -486,32 +623,26 @@ class _Run:
         return tick
 
     def _open(self, status: FileStatus, found: _Examined, begun: float) -> _File:
-        volume, axes, record = found.volume, found.axes, found.record
-        shape = volume.data.shape
-        count = math.prod(shape) // (shape[axes[0]] * shape[axes[1]])
-        scratch = Scratch(
-            found.target,
-            {key: record[key] for key in _FINGERPRINT},
-            (count, shape[axes[0]], shape[axes[1]]),
-            np.dtype(volume.data.dtype),
-        )
+        name, place = status.source.name, status.source.place
+        record = found.record | {
+            "output": self._below(found.target),
+            "scratch": self._below(found.scratch.folder),
+        }
+        # On record before it is made, so that whatever is left of it is known as the batch's own.
+        self.manifest.record(place, **record, state="running")
+        if found.leftover is not None:
+            remove_scratch(found.leftover)
+        found.scratch.open()
         token = f"{status.number} {record['input_hash']}"
-        notes = " ".join(volume.metadata.get("notes", ()))
+        notes = " ".join(found.volume.metadata.get("notes", ()))
         file = _File(
             status=replace(status, output=found.target, message=notes),
-            token=token,
-            volume=volume,
-            axes=axes,
-            target=found.target,
-            format=found.format,
-            scratch=scratch,
-            task=PlaneTask(token, self.config, found.prepared, volume.spacing(axes)),
-            record=record | {"output": found.target.relative_to(self.batch.out).as_posix()},
+            found=found,
+            task=PlaneTask(token, self.config, found.prepared, found.volume.spacing(found.axes)),
+            record=record,
             begun=begun,
         )
-        name = status.source.name
-        self.manifest.record(name, **file.record, state="running")
-        self.log.write("begun", file=name, planes=count, resumed=count - len(file.pending))
+        self.log.write("begun", file=name, planes=len(file.planes), resumed=file.planes_done)
         return file
 
     def _target(self, source: Source, volume: Volume) -> tuple[Format, Path]:
@@ -522,31 +653,12 @@ class _Run:
             raise FileFormatError(f"{source.path} is of no known format.")
         if self.batch.format is None and wanted.key == "tiff" and volume.data.nbytes > _LARGE_TIFF:
             wanted = FORMATS["zarr"]
-        target = self.batch.out / source.name
-        if own is not None and wanted is not own:
-            target = target.with_name(bare_name(target, own.suffixes) + wanted.suffix)
-        return wanted, target
-
-    def _check_target(self, source: Source, target: Path, may_replace: bool) -> None:
-        """Refuse to write over an input, over another result, or over anything without leave."""
-        place = target.resolve()
-        for read_from in (path.resolve() for path in source.reads_from()):
-            if place == read_from or place in read_from.parents or read_from in place.parents:
-                raise FileWriteError(
-                    f"{target} would be written over its input. Choose another output folder."
-                )
-        other = self.targets.setdefault(place, source.name)
-        if other != source.name:
-            raise FileWriteError(
-                f"{other} and {source.name} would both be written to {target}. "
-                "Process them into folders of their own."
-            )
-        if target.exists() and not (self.batch.overwrite or may_replace):
-            raise FileWriteError(f"{target} exists. Choose another folder or allow overwriting.")
+        return wanted, self.targets.path(source, own, wanted)
 
     def _submit(self, file: _File, number: int) -> None:
         try:
-            plane = file.planes[number]
+            with readable(file.source.path):
+                plane = file.planes[number]
             future = self.engine.submit(plane, file.task, number in file.measured)
         except Exception as error:
             self._fail_open(file, error)
@@ -592,7 +704,7 @@ class _Run:
             yield
 
     def _keep(self, file: _File, number: int, outcome: PlaneOutcome) -> None:
-        file.scratch.write(number, outcome.plane)
+        file.keep(number, outcome.plane)
         file.messages.update(outcome.messages)
         if outcome.noise is not None:
             file.noise.append(outcome.noise)
@@ -606,28 +718,44 @@ class _Run:
 
     def _write_result(self, file: _File) -> FileStatus:
         """Write the result from the planes, and only then forget them. In a thread."""
-        tick = self._ticker(f"{file.status.source.name}: writing the result")
-        data = file.scratch.as_array(file.volume.data.shape, file.axes, tick)
-        note = _note(self.config, file.task.prepared)
-        metadata = file.volume.metadata | {"processing": note}
+        found, place = file.found, file.source.place
+        self._check_unchanged(file)
+        tick = self._ticker(f"{file.source.name}: writing the result")
+        data = file.scratch.as_array(found.volume.data.shape, found.axes, tick)
+        note = _note(self.config, found.prepared)
         staged = write(
-            file.scratch.staging(file.target.name),
-            replace(file.volume, data=data, metadata=metadata),
-            compression=self.batch.compression if file.format.compressions else None,
-            format=file.format.key,
+            file.scratch.staging(found.target.name),
+            replace(found.volume, data=data, metadata=found.volume.metadata | {"processing": note}),
+            compression=self.batch.compression if found.format.compressions else None,
+            format=found.format.key,
         )
-        move_into_place(staged, file.target, overwrite=True)
+        record = file.record | {"result": result_stamp(staged)}
+        # Who is killed after the renaming finds by this that what is there is the batch's own.
+        self.manifest.record(place, **record, state="running")
+        move_into_place(
+            staged, found.target, overwrite=found.may_replace, foreign=found.format.foreign
+        )
         self.doing = ""
         status = file.current("done", " ".join(_sentences(file)))
         self.manifest.record(
-            status.source.name,
-            **file.record,
+            place,
+            **record,
             state="done",
             seconds=round(status.seconds, 3),
             message=status.message,
         )
         file.scratch.remove()
         return status
+
+    def _check_unchanged(self, file: _File) -> None:
+        """Refuse to call a result that of an input which has changed meanwhile."""
+        before, now = file.found.stamp, file.source.stamp()
+        if before is None or now is None or before.digest == now.digest:
+            return
+        if self._hash(file.source) != file.record["input_hash"]:
+            raise FileFormatError(
+                f"{file.source.path} has changed while it was denoised. Start the batch again."
+            )
 
     # --- what is told -----------------------------------------------------------------------------
 
@@ -644,12 +772,13 @@ class _Run:
         self, status: FileStatus, error: Exception, record: dict[str, Any] | None = None
     ) -> None:
         message = _sentence(error, status)
-        known = record or dict(self.manifest[status.source.name])
+        name, place = status.source.name, status.source.place
+        known = record or dict(self.manifest.of(place, name))
         # A result that is there stays on record: who comes back to its settings finds it done.
         if known.get("state") != "done":
             with suppress(OSError):  # on a full disk it is told all the same
-                values = known | {"state": "failed", "message": message}
-                self.manifest.record(status.source.name, **values)
+                values = known | {"name": name, "state": "failed", "message": message}
+                self.manifest.record(place, **values | {"source": place})
         self._report(replace(status, state="failed", message=message))
 
     def _say(self, message: str) -> None:
@@ -685,6 +814,11 @@ class _Run:
         return int(done * _PROGRESS_PER_FILE), len(self.files) * _PROGRESS_PER_FILE
 
 
+def _fingerprint(record: Record) -> dict[str, Any]:
+    """What the pixels of a result depend on."""
+    return {key: record.get(key) for key in _FINGERPRINT}
+
+
 def _as_json(config: DiffusionConfig, batch: BatchConfig) -> dict[str, Any]:
     """What the pixels of a result depend on, beside the input and the weights.
 
@@ -710,7 +844,7 @@ def _sentences(file: _File) -> Iterator[str]:
     """What wasn't as usual."""
     if file.status.message:
         yield file.status.message
-    total = len(file.scratch.done)
+    total = len(file.planes)
     for message, count in file.messages.most_common(3):
         yield message if count == total else f"{count} slices: {message}"
 
