@@ -98,6 +98,9 @@ class NumberBox(QAbstractSpinBox):
 
     changed = Signal()
 
+    refused = Signal(str)
+    """Why a number isn't taken, in words; empty once there is one that is."""
+
     def __init__(
         self,
         minimum: float,
@@ -133,14 +136,18 @@ class NumberBox(QAbstractSpinBox):
         return None if self._value is None else int(self._value)
 
     def set_value(self, value: float | None) -> None:
-        """Show a number, or ``None`` for automatic."""
+        """Show a number, the nearest in the allowed range, or ``None`` for automatic."""
+        if value is not None:
+            value = min(max(value, self._minimum), self._maximum)
         self._edit.setText("" if value is None else self._format(value))
 
     def set_maximum(self, maximum: float) -> None:
         """Change the allowed range; a number above it becomes the maximum."""
         self._maximum = maximum
-        if self._value is not None and self._value > maximum:
+        is_above = self._value is not None and self._value > maximum
+        if is_above:
             self.set_value(maximum)
+        self.refused.emit(self._limit("at most", maximum) if is_above else "")
 
     def show_automatic(self, value: float | None) -> None:
         """Say which number *automatic* has turned out to be; ``None`` while it isn't known."""
@@ -151,7 +158,20 @@ class NumberBox(QAbstractSpinBox):
         self._edit.setPlaceholderText(text)
 
     def _format(self, value: float) -> str:
-        return str(int(value)) if self._is_whole else f"{value:.6g}"
+        return str(int(value)) if self._is_whole else f"{value:.12g}"
+
+    def _limit(self, kind: str, value: float) -> str:
+        return f"{kind} {self._format(value)}"
+
+    def _why_refused(self, text: str) -> str:
+        """What is wrong with a number that isn't in the allowed range; nothing of other texts."""
+        try:
+            value = float(text.replace(",", "."))
+        except ValueError:
+            return ""
+        if value > self._maximum:
+            return self._limit("at most", self._maximum)
+        return self._limit("at least", self._minimum) if value < self._minimum else ""
 
     def _parse(self, text: str) -> float | None:
         """The number, ``None`` if the text isn't one in the allowed range."""
@@ -165,14 +185,18 @@ class NumberBox(QAbstractSpinBox):
     def _on_text_changed(self, text: str) -> None:
         value = self._parse(text) if text else None
         if text and value is None:
+            self.refused.emit(self._why_refused(text))
             return  # half typed: the last number holds
+        self.refused.emit("")
         if value != self._value:
             self._value = value
             self.changed.emit()
 
     def _on_editing_finished(self) -> None:
         if self._edit.text() and self._parse(self._edit.text()) is None:
+            why = self._why_refused(self._edit.text())
             self.set_value(self._value)
+            self.refused.emit(why)  # it stays until the next edit, for the number is gone
 
     def validate(self, input: str | None, pos: int) -> tuple[QValidator.State, str, int]:
         text = input or ""
@@ -425,6 +449,7 @@ class DiffusionForm(QWidget):
         self.noise_info = Note()
         self.noise_plot = NoisePlot()
         self.iterations = NumberBox(0, MAX_ITERATIONS, is_whole=True, start=20)
+        self._iterations_info = Note()
         self.denoised = QCheckBox("Denoised")
         self.residual = QCheckBox("Residual")
         self.diffusivity = QCheckBox("Diffusivity")
@@ -478,6 +503,7 @@ class DiffusionForm(QWidget):
         self._rows.addRow(self.noise_info)
         self._rows.addRow(self.noise_plot)
         self._rows.addRow("Iterations", self.iterations)
+        self._rows.addRow(self._iterations_info)
         self._rows.addRow(self._outputs_title)
         self._rows.addRow(outputs)
 
@@ -532,7 +558,10 @@ class DiffusionForm(QWidget):
                 "Noise variance at intensity 0, in squared layer units; may be negative where the "
                 "detector adds a pedestal.\nEmpty: 0."
             ),
-            self.iterations: f"Number of diffusion steps.\n{automatic}",
+            self.iterations: (
+                "Number of diffusion steps. Networks are made for a certain number, and do at most "
+                f"that.\n{automatic}"
+            ),
             self.denoised: "Show the result as a layer.",
             self.residual: (
                 "Show input minus result, in layer units: it should look like noise and nothing "
@@ -593,6 +622,7 @@ class DiffusionForm(QWidget):
         self.help_button.clicked.connect(self.show_help)
         self.estimate_button.clicked.connect(self.estimate_clicked)
         self.advanced_button.toggled.connect(self._on_advanced_toggled)
+        self.iterations.refused.connect(self._on_iterations_refused)
         for choice in (self.model, self.noise_kind, self.scheme):
             choice.currentIndexChanged.connect(self._on_kind_changed)
         for choice in (self.layer, self.function, self.noise_scope, self.device):
@@ -740,7 +770,7 @@ class DiffusionForm(QWidget):
 
     def set_colours(self, colours: Colours) -> None:
         """Follow napari's theme."""
-        for note in (self.layer_info, self.model_info, self.noise_info):
+        for note in (self.layer_info, self.model_info, self.noise_info, self._iterations_info):
             note.set_colours(colours.quiet, colours.error)
         self.noise_plot.set_colours(colours.background, colours.quiet, colours.accent)
 
@@ -774,6 +804,14 @@ class DiffusionForm(QWidget):
     def _on_edited(self) -> None:
         if not self._is_updating:
             self.changed.emit()
+
+    def _on_iterations_refused(self, why: str) -> None:
+        """Say at once what the model would refuse when it runs."""
+        most = self.model.most_iterations(self.model.key())
+        text = f"Iterations: {why}." if why else ""
+        if why and most < MAX_ITERATIONS:
+            text = f"This model takes {why} iterations: it was trained for that many."
+        self._iterations_info.show_text(text)
 
     def _on_outputs_changed(self) -> None:
         self.map_step.setEnabled(self.diffusivity.isChecked() or self.orientation.isChecked())

@@ -194,6 +194,7 @@ class InspectionWidget(DockedWidget):
         self.learned_plot = LearnedPlot()
         self.learned_info = Note()
         self.learned_probe = Note()
+        self.count_info = Note()
         self.form = DiffusionForm(for_files=True)
 
     def _lay_out(self) -> None:
@@ -203,6 +204,7 @@ class InspectionWidget(DockedWidget):
         rows.addRow(self.layer_info)
         rows.addRow("Settings", self.settings)
         rows.addRow("Iterations", self.count)
+        rows.addRow(self.count_info)
         progress = QHBoxLayout()
         progress.addWidget(self.progress_bar, 1)
         progress.addWidget(self.cancel_button)
@@ -262,6 +264,8 @@ class InspectionWidget(DockedWidget):
     def _connect(self) -> None:
         self.layer.currentIndexChanged.connect(self._update_source)
         self.settings.currentIndexChanged.connect(self._on_settings)
+        self.form.model.currentIndexChanged.connect(self._limit_count)
+        self.count.refused.connect(self._on_count_refused)
         self.inspect_button.clicked.connect(self.inspect)
         self.cancel_button.clicked.connect(self.cancel)
         self.shown.currentIndexChanged.connect(self._on_shown)
@@ -308,6 +312,7 @@ class InspectionWidget(DockedWidget):
         self.learned_plot.set_colours(colours)
         for note in (
             self.layer_info,
+            self.count_info,
             self.status,
             self.numbers,
             self.probe_info,
@@ -384,6 +389,7 @@ class InspectionWidget(DockedWidget):
     def _on_settings(self) -> None:
         if self.settings.key() == "own":
             self.tabs.setCurrentIndex(self._settings_tab)
+        self._limit_count()
         self._update_source()
 
     def _update_source(self) -> None:
@@ -402,6 +408,14 @@ class InspectionWidget(DockedWidget):
                 else:
                     self.layer_info.show_text(source.describe())
         self._update_buttons()
+
+    def _limit_count(self) -> None:
+        """No more iterations than the model can do."""
+        self.count.set_maximum(self.form.model.most_iterations(self.values().model))
+
+    def _on_count_refused(self, why: str) -> None:
+        text = f"This model takes {why} iterations: it was trained for that many." if why else ""
+        self.count_info.show_text(text)
 
     def _update_buttons(self) -> None:
         source = self._source
@@ -425,6 +439,7 @@ class InspectionWidget(DockedWidget):
         source = self._source
         if source is None or source.slice_problem or self._run.is_busy:
             return
+        self._limit_count()  # the model of the Denoise form may have changed
         values = self.values()
         try:
             wanted = replace(values, iterations=self.count.whole_value())
