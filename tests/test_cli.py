@@ -309,6 +309,17 @@ CONFIG_OPTIONS: list[tuple[tuple[object, ...], dict[str, object]]] = [
 ]
 
 
+def test_values_that_a_file_declares_missing_come_back_and_are_told(tmp_path: Path) -> None:
+    data = noisy_stack()
+    data[:, 9, 9:12] = 3
+    source = write(tmp_path / "in.ome.zarr", volume(data, missing=(3.0,)))
+    answer = succeed("denoise", source, tmp_path / "out.ome.zarr", "-s", 8)
+    assert "9 missing by declaration pixels took no part" in " ".join(answer.output.split())
+    result = read(tmp_path / "out.ome.zarr")
+    np.testing.assert_array_equal(np.asarray(result.data)[:, 9, 9:12], 3)
+    assert result.missing == (3.0,)
+
+
 class TestOptions:
     def test_without_options_the_settings_are_the_defaults(
         self, source: Path, monkeypatch: pytest.MonkeyPatch
@@ -332,7 +343,9 @@ class TestOptions:
 
     def test_every_setting_has_an_option_that_is_tested(self) -> None:
         tested = {name for _, changed in CONFIG_OPTIONS for name in changed}
-        assert tested == {field.name for field in fields(DiffusionConfig)}
+        declared_by_the_file = {"missing"}
+        settings = {field.name for field in fields(DiffusionConfig)}
+        assert tested == settings - declared_by_the_file
 
     @pytest.mark.parametrize("changed", [changed for _, changed in CONFIG_OPTIONS], ids=str)
     def test_the_command_that_the_settings_are_copied_as_gives_them_back(

@@ -733,7 +733,7 @@ def _denoise_job(
     out, *maps_out = _scratch(volume, dtypes, folder)
     return denoise_stack(
         volume.data,
-        settings.config,
+        settings.config.also_missing(volume.missing),
         plane_axes=axes,
         spacing=volume.spacing(axes),
         tiling=settings.tiling,

@@ -138,7 +138,7 @@ def fine_tune(
                 volume.data,
                 selected,
                 config,
-                settings.config,
+                settings.config.also_missing(volume.missing),
                 reference=other,
                 plane_axes=axes,
                 spacing=volume.spacing(axes),

@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self, get_args
 
+import numpy as np
+
 from napari_learned_diffusion.core.errors import InvalidSettingError
 from napari_learned_diffusion.core.noise import (
     Correlated,
@@ -17,6 +19,7 @@ from napari_learned_diffusion.core.noise import (
     PoissonGaussian,
     Rician,
 )
+from napari_learned_diffusion.core.schemes import Explicit
 
 DEFAULT_MODEL = "auto"
 """The best model that there is, or the one that other settings ask for."""
@@ -87,6 +90,10 @@ class DiffusionConfig:
     precision
         Number format of the solver. ``"mixed"``: float32, but learned models look at the image in
         bfloat16, which is faster on many processors and hardly less exact.
+    missing
+        Values that are no intensities, such as the fill value that a file declares, in layer units.
+        Pixels that have one take no part and come back as they were; so do NaN, infinity and fill
+        values that are plain to see, see `core.missing`.
     """
 
     model: str = DEFAULT_MODEL
@@ -102,6 +109,7 @@ class DiffusionConfig:
     presmooth_sigma: float | None = None
     device: Device = "auto"
     precision: Precision = "float32"
+    missing: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.iterations is not None:
@@ -112,7 +120,14 @@ class DiffusionConfig:
                     f"not {self.iterations!r}."
                 )
         _check_positive("The contrast parameter K", self.contrast)
+        if self.contrast is not None and not 1e-9 <= self.contrast <= 1e9:
+            raise InvalidSettingError(
+                "The contrast parameter K must be from 1e-9 to 1e9 standard deviations of the "
+                f"noise, not {self.contrast:g}."
+            )
         _check_positive("The time step tau", self.tau)
+        if self.tau is not None:
+            Explicit(self.tau)
         _check_positive("The stopping time", self.stopping_time)
         sigma = self.presmooth_sigma
         if sigma is not None and not (math.isfinite(sigma) and 0 <= sigma <= 50):
@@ -124,10 +139,16 @@ class DiffusionConfig:
         _check_choice("precision", self.precision, PRECISIONS)
         _check_choice("noise kind", self.noise_kind, NOISE_CHOICES)
         _check_choice("noise scope", self.noise_scope, NOISE_SCOPES)
+        object.__setattr__(self, "missing", _numbers("Missing values", self.missing))
 
     def with_(self, **changes: Any) -> Self:
         """A copy with some fields changed."""
         return replace(self, **changes)
+
+    def also_missing(self, values: tuple[float, ...]) -> Self:
+        """A copy for a file that declares missing values of its own."""
+        new = tuple(v for v in values if v not in self.missing)
+        return self.with_(missing=(*self.missing, *new)) if new else self
 
     def changed(self) -> dict[str, Any]:
         """The fields that differ from the defaults, in order."""
@@ -386,6 +407,14 @@ class FineTuneConfig:
 def _check_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise InvalidSettingError(f"{name} must be at least {least}, not {value}.")
+
+
+def _numbers(name: str, values: Any) -> tuple[float, ...]:
+    """One number or several as a tuple of numbers."""
+    try:
+        return tuple(float(value) for value in np.atleast_1d(np.asarray(values, np.float64)))
+    except (TypeError, ValueError):
+        raise InvalidSettingError(f"{name} must be numbers, not {values!r}.") from None
 
 
 def _check_positive(name: str, value: float | None) -> None:

@@ -52,6 +52,7 @@ def as_shell(
     options: dict[str, Any] = {"model": config.model, **_changed(config)}
     noise = options.pop("noise", None)
     options.pop("noise_kind", None)
+    options.pop("missing", None)  # the file that is read says it itself
     if noise is not None:
         options |= noise_options(noise)
     elif config.noise_kind != "auto":

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from napari_learned_diffusion.core.limiter import limit
+from napari_learned_diffusion.core.fused_step import limited
+from napari_learned_diffusion.core.limiter import LARGEST, count_unsound, limit
 from napari_learned_diffusion.core.operators import (
     EIGHT_NEIGHBOURS,
     FOUR_NEIGHBOURS,
@@ -17,6 +18,7 @@ from napari_learned_diffusion.core.operators import (
     gradient,
     mean_of_ends,
 )
+from napari_learned_diffusion.core.schemes import LONGEST_STEP
 
 
 def wild_conductances(stencil: Stencil, h: int, w: int, size: float, seed: int) -> torch.Tensor:
@@ -59,3 +61,31 @@ def test_the_limiter_passes_gradients_on():
     stencil = Stencil()
     g = wild_conductances(stencil, 4, 4, 2.0, 1).clamp(min=0.01).requires_grad_()
     assert torch.autograd.gradcheck(lambda g: limit(g, 1.0, stencil), (g,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("limiter", [limit, limited])
+@pytest.mark.parametrize("tau", [0.25, LONGEST_STEP])
+def test_what_is_no_conductance_becomes_none_and_leaves_the_others_alone(limiter, dtype, tau):
+    g = torch.rand(2, 2, 9, 11, dtype=dtype)
+    strange = torch.rand(g.shape) < 0.3
+    values = torch.tensor([torch.nan, torch.inf, -torch.inf, -1.0, 1e35], dtype=dtype)
+    wild = torch.where(strange, values[torch.randint(5, g.shape)], g)
+    result = limiter(wild, tau, Stencil())
+    assert (result >= 0).all()
+    assert result.isfinite().all()
+    expected = limiter(torch.where(strange, 0, g), tau, Stencil())
+    torch.testing.assert_close(result, expected, rtol=0, atol=0)
+    assert int(count_unsound(wild)) == int(strange.sum())
+    assert int(count_unsound(g)) == 0
+
+
+@pytest.mark.parametrize("limiter", [limit, limited])
+def test_the_largest_conductances_and_the_longest_step_give_numbers(limiter):
+    g = torch.full((1, 4, 6, 6), LARGEST)
+    stencil = Stencil(EIGHT_NEIGHBOURS)
+    result = limiter(g, LONGEST_STEP, stencil)
+    assert result.isfinite().all()
+    u = torch.rand(1, 1, 6, 6)
+    step = u + LONGEST_STEP * divergence(result * gradient(u, stencil), stencil)
+    assert u.min() - 1e-5 <= step.min() <= step.max() <= u.max() + 1e-5

@@ -202,6 +202,17 @@ def test_pixels_that_are_no_numbers_are_told(tmp_path: Path, out: Path) -> None:
     np.testing.assert_array_equal(np.isnan(read(out / "a.tif").data), np.isnan(data))
 
 
+def test_values_that_a_file_declares_missing_take_no_part(tmp_path: Path, out: Path) -> None:
+    data = noisy()
+    data[:, 3:6, 3] = 7
+    source = write(tmp_path / "a.ome.zarr", volume(data, missing=(7.0,)))
+    file = only(denoise(source, out))
+    assert "missing by declaration pixels took no part" in file.message
+    result = np.asarray(read(out / "a.ome.zarr").data)
+    np.testing.assert_array_equal(result[:, 3:6, 3], 7)
+    assert result[:, 2:7, 2:5].min(initial=99, where=result[:, 2:7, 2:5] != 7) > 60
+
+
 @pytest.mark.parametrize("chunks", [(1, 24, 32), (3, 24, 32), (2, 10, 10), (7, 5, 32)])
 @pytest.mark.parametrize("axes", [(1, 2), (2, 1), (0, 2), (1, 0)])
 @pytest.mark.parametrize("budget", [1, 5000, 2**30])

@@ -19,6 +19,10 @@ class UnknownModelError(LearnedDiffusionError):
     """No diffusivity of that name is registered."""
 
 
+class ModelFailedError(LearnedDiffusionError):
+    """A model gave no number where it should say how much to diffuse."""
+
+
 class DeviceError(LearnedDiffusionError):
     """The device isn't there, can't do what was asked, or has too little memory."""
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from napari_learned_diffusion.core.fused import Bands
+from napari_learned_diffusion.core.limiter import LARGEST
 from napari_learned_diffusion.core.operators import Stencil
 
 Maps = NDArray[np.floating[Any]]
@@ -123,6 +124,12 @@ class _Advance(torch.autograd.Function):
 # to (y + dy[e], x + dx[e]); within a row, those of columns [a, b) stay inside and end at [c, d).
 
 
+@numba.njit(nogil=True, cache=True, error_model="numpy", inline="always")
+def _sound(g: Any, largest: Any, zero: Any) -> Any:  # pragma: no cover - compiled
+    """A conductance that the limiter takes as it is, or 0; as `core.limiter.is_sound`."""
+    return g if (g >= zero and g <= largest) else zero
+
+
 @_jit
 def _columns(width: int, dx: int) -> tuple[int, int, int, int]:  # pragma: no cover - compiled
     a, b = max(0, -dx), max(0, min(width, width - dx))
@@ -141,6 +148,7 @@ def _sum_rows(  # pragma: no cover - compiled
 ) -> None:
     """``sums``: the weight S of a pixel's neighbours."""
     _, edges, height, width = g.shape
+    largest, zero = weights.dtype.type(LARGEST), weights.dtype.type(0)
     for row in range(top, bottom):
         n, y = row // height, row % height
         sums[n, y] = 0
@@ -150,11 +158,11 @@ def _sum_rows(  # pragma: no cover - compiled
             if y + dy[e] < height:
                 here, out = g[n, e, y, a:b], sums[n, y, a:b]
                 for x in range(b - a):
-                    out[x] += weight * here[x]
+                    out[x] += weight * _sound(here[x], largest, zero)
             if y >= dy[e]:
                 there, out = g[n, e, y - dy[e], a:b], sums[n, y, c:d]
                 for x in range(b - a):
-                    out[x] += weight * there[x]
+                    out[x] += weight * _sound(there[x], largest, zero)
 
 
 @_jit
@@ -170,6 +178,7 @@ def _limit_rows(  # pragma: no cover - compiled
 ) -> None:
     """``limited``: conductances over max(1, S at both ends)."""
     _, edges, height, width = g.shape
+    largest, zero = weights.dtype.type(LARGEST), weights.dtype.type(0)
     one = weights.dtype.type(1)
     for row in range(top, bottom):
         n, y = row // height, row % height
@@ -179,7 +188,8 @@ def _limit_rows(  # pragma: no cover - compiled
                 start, end = sums[n, y, a:b], sums[n, y + dy[e], c:d]
                 here, out = g[n, e, y, a:b], limited[n, e, y, a:b]
                 for x in range(b - a):
-                    out[x] = here[x] / max(one, max(start[x], end[x]))
+                    sound = _sound(here[x], largest, zero)
+                    out[x] = sound / max(one, max(start[x], end[x]))
 
 
 @_jit

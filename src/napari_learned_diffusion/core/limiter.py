@@ -7,6 +7,28 @@ from torch import Tensor
 
 from napari_learned_diffusion.core.operators import Stencil, edge_sums, max_of_ends
 
+LARGEST = 1e30
+"""Largest conductance: sums of edges, times the longest time step, are finite in single precision.
+"""
+
+
+def is_sound(conductances: Tensor) -> Tensor:
+    """Whether each conductance is a number from 0 to `LARGEST`; NaN and infinity aren't."""
+    return (conductances >= 0) & (conductances <= LARGEST)
+
+
+def count_unsound(conductances: Tensor) -> Tensor:
+    """Number of conductances that the limiter takes for 0, a tensor of one number.
+
+    On the CPU one pass over the memory is enough where there are none; elsewhere nothing waits for
+    the device.
+    """
+    if conductances.device.type == "cpu":
+        lowest, highest = torch.aminmax(conductances.detach())  # NaN if there is any
+        if bool((lowest >= 0) & (highest <= LARGEST)):
+            return torch.zeros((), dtype=torch.int64)
+    return torch.count_nonzero(~is_sound(conductances.detach()))
+
 
 def limit(conductances: Tensor, tau: float | Tensor, stencil: Stencil) -> Tensor:
     r"""Scale conductances down where an explicit step of ``tau`` would overshoot.
@@ -21,13 +43,17 @@ def limit(conductances: Tensor, tau: float | Tensor, stencil: Stencil) -> Tensor
     averaging matrix is symmetric, hence doubly stochastic. The mean, the max-min principle, the
     decay of the L² norm and constants follow. Differentiable almost everywhere.
 
+    What is no conductance (NaN, infinity, below 0, above `LARGEST`) becomes 0, so that the step is
+    an average of numbers whatever the model gives.
+
     Parameters
     ----------
     conductances
         ``(b, edges, h, w)``, at least 0.
     tau
-        Time step, in squared pixels.
+        Time step, in squared pixels, at most `core.schemes.LONGEST_STEP`.
     """
+    conductances = torch.where(is_sound(conductances), conductances, 0)
     lengths = conductances.new_tensor(stencil.lengths).view(1, -1, 1, 1)
     weight_of_neighbours = tau * edge_sums(conductances / lengths**2, stencil)
     return conductances / torch.clamp(max_of_ends(weight_of_neighbours, stencil), min=1)

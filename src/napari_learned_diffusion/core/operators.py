@@ -64,6 +64,10 @@ class Stencil:
         """How many pixels away the farthest neighbour is, along either axis."""
         return max(max(dy, abs(dx)) for dy, dx in self.offsets)
 
+    def count_edges(self, h: int, w: int) -> int:
+        """Number of edges between the pixels of a slice of ``h`` times ``w``."""
+        return sum(max(0, h - dy) * max(0, w - abs(dx)) for dy, dx in self.offsets)
+
     @property
     def largest_sum(self) -> float:
         """Sum of 1/h² over the edges of a pixel in the interior, both directions."""

@@ -18,6 +18,9 @@ from napari_learned_diffusion.core.errors import InvalidSettingError
 STABLE_TAU = 0.25
 """Largest explicit step of a diffusivity of at most 1 over 4 neighbours at distance 1."""
 
+LONGEST_STEP = 1e6
+"""Longest explicit step: the limiter makes long steps alike, and their numbers must be finite."""
+
 
 class Step(NamedTuple):
     """One diffusion step, all times in squared pixels."""
@@ -58,6 +61,11 @@ class Explicit(Scheme):
 
     def __post_init__(self) -> None:
         _require_positive("The time step tau", self.tau)
+        if self.tau > LONGEST_STEP:
+            raise InvalidSettingError(
+                f"The time step tau must be at most {LONGEST_STEP:g} squared pixels, not "
+                f"{self.tau:g}. Steps beyond {STABLE_TAU} are limited to what is stable anyway."
+            )
 
     def steps(self, iterations: int) -> Iterator[Step]:
         for _ in range(iterations):

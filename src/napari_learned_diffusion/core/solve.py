@@ -16,7 +16,7 @@ from torch import Tensor
 from napari_learned_diffusion.core.diffusivity.base import Diffusivity
 from napari_learned_diffusion.core.diffusivity.perona_malik import PeronaMalik
 from napari_learned_diffusion.core.errors import InvalidImageError, InvalidSettingError
-from napari_learned_diffusion.core.limiter import limit
+from napari_learned_diffusion.core.limiter import count_unsound, limit
 from napari_learned_diffusion.core.operators import (
     Stencil,
     diffusion_tensor,
@@ -31,6 +31,10 @@ from napari_learned_diffusion.core.schemes import Scheme
 Backend = Literal["auto", "torch", "fused"]
 _Limiter = Callable[[Tensor, float, Stencil], Tensor]
 _Step = Callable[[Tensor, Tensor, float, Stencil], Tensor]
+
+
+def _none() -> Tensor:
+    return torch.zeros((), dtype=torch.int64)
 
 
 class Stabiliser(Protocol):
@@ -61,6 +65,9 @@ class State:
     conductances
         Computes what they conducted in this step, limited, ``(b, edges, h, w)``; only while this is
         the latest state.
+    unsound
+        Number of edges for which the model gave no conductance in this step (NaN, infinity, below
+        0), a tensor of one number; nothing flowed along them.
     """
 
     step: int
@@ -68,6 +75,7 @@ class State:
     u: Tensor
     stencil: Stencil
     conductances: Callable[[], Tensor] = field(repr=False)
+    unsound: Tensor = field(default_factory=_none, repr=False)
 
     def diffusivity(self) -> Tensor:
         """The mean conductance around each pixel in this step, ``(b, 1, h, w)``."""
@@ -285,6 +293,7 @@ def _iterate_torch(
         valid = valid.to(u.dtype)
     limited, advanced = _kernels(u, backend)
     time = 0.0
+    unsound = _none()
     for done, step in enumerate(scheme.steps(iterations)):
         # Not around the yield: the mode would leak into the caller's code.
         with torch.set_grad_enabled(gradients):
@@ -293,12 +302,14 @@ def _iterate_torch(
                 with torch.autocast(u.device.type, torch.bfloat16, enabled=mixed):
                     g = diffusivity.conductances(noise.stabilise(u), stencil, valid, done)
                 g = g.to(u.dtype)
+                unsound = count_unsound(g)
                 if valid is not None:
-                    g = g * open_edges(valid, stencil)
+                    # Not a product: 0 times what is no number is none either.
+                    g = torch.where(open_edges(valid, stencil) > 0, g, 0)
                 g = limited(g, step.limiter_tau, stencil)
             u = advanced(u, g, step.tau, stencil)
         time += step.tau
-        yield State(done + 1, time, u, stencil, partial(_given, g))
+        yield State(done + 1, time, u, stencil, partial(_given, g), unsound)
 
 
 def _kernels(u: Tensor, backend: Backend) -> tuple[_Limiter, _Step]:

@@ -125,7 +125,7 @@ def _layer(volume: Volume) -> LayerData:
             "scale": tuple(step for step, _ in steps),
             "units": tuple(unit for _, unit in steps),
             "axis_labels": tuple(axis.lower() for axis in axes),
-            "metadata": dict(volume.metadata),
+            "metadata": volume.metadata | ({"missing": volume.missing} if volume.missing else {}),
             **kwargs,
             **placement,
         },
@@ -208,6 +208,7 @@ def volume_of_layer(path: str, data: Any, meta: Mapping[str, Any]) -> Volume:
         units=units + (PIXEL,) * colour,
         name=str(meta.get("name") or Path(path).stem),
         metadata={key: value for key, value in kept.items() if value},
+        missing=tuple((meta.get("metadata") or {}).get("missing", ())),
     )
 
 

@@ -501,7 +501,8 @@ class _Run:
         self.doing = ""
         # A single slice is prepared by the worker: the noise of many files is found in parallel.
         is_stack = math.prod(volume.data.shape) > math.prod(volume.data.shape[a] for a in axes)
-        prepared = prepare(volume.data, self.config, plane_axes=axes) if is_stack else None
+        config = self.config.also_missing(volume.missing)
+        prepared = prepare(volume.data, config, plane_axes=axes) if is_stack else None
         return _Examined(
             volume,
             axes,
@@ -638,7 +639,12 @@ class _Run:
         file = _File(
             status=replace(status, output=found.target, message=notes),
             found=found,
-            task=PlaneTask(token, self.config, found.prepared, found.volume.spacing(found.axes)),
+            task=PlaneTask(
+                token,
+                self.config.also_missing(found.volume.missing),
+                found.prepared,
+                found.volume.spacing(found.axes),
+            ),
             record=record,
             begun=begun,
         )
@@ -824,11 +830,12 @@ def _as_json(config: DiffusionConfig, batch: BatchConfig) -> dict[str, Any]:
 
     The device isn't among it: who moves on to another one needn't begin anew.
     """
+    own = {key: getattr(batch, key) for key in ("format", "plane", "series", "compression")}
     values = asdict(config) | {"noise": config.noise.to_dict() if config.noise else None}
     del values["device"]
-    return values | {
-        key: getattr(batch, key) for key in ("format", "plane", "series", "compression")
-    }
+    if not values.pop("missing"):  # results of versions without this setting stay valid
+        return values | own
+    return values | own | {"missing": list(config.missing)}
 
 
 def _note(config: DiffusionConfig, prepared: Prepared | None) -> str:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
-import numpy as np
 from numpy.typing import NDArray
 
 from napari_learned_diffusion.config import DiffusionConfig, TilingConfig
@@ -102,6 +101,7 @@ class PlaneWorker:
         stopped: Callable[[], bool] = lambda: False,
     ) -> PlaneOutcome:
         """Denoise a plane; ``stopped`` is asked after every step of the diffusion."""
+        from napari_learned_diffusion.core.missing import both_without_missing
         from napari_learned_diffusion.jobs.report import Tally, noise_levels
 
         start = time.perf_counter()
@@ -119,14 +119,19 @@ class PlaneWorker:
         seconds = time.perf_counter() - start
         tally = Tally()
         tally.add(plane, result, solver)
-        noise = noise_levels(solver.prepared.noise, plane, result.plane) if measure else None
+        pair = both_without_missing(plane, result.plane, task.config.missing)
+        noise = noise_levels(solver.prepared.noise, *pair) if measure else None
         return PlaneOutcome(result.plane, seconds, noise, tuple(tally.messages()))
 
     def _solver(self, plane: NDArray[Any], task: PlaneTask) -> PlaneSolver:
+        from napari_learned_diffusion.core.missing import missing_pixels
         from napari_learned_diffusion.jobs.prepare import prepare
 
         prepared = task.prepared
-        if prepared is None or (prepared.slice_by_slice and np.isfinite(plane).any()):
+        by_slice = prepared is None or (
+            prepared.slice_by_slice and not missing_pixels(plane, task.config.missing).is_everything
+        )
+        if prepared is None or by_slice:
             return self._load(prepare(plane, task.config), task)
         if self._kept is None or self._token != task.token:
             self._token, self._kept = task.token, self._load(prepared, task)

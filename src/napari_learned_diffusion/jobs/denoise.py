@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from napari_learned_diffusion.config import DiffusionConfig, MapsConfig, TilingConfig
 from napari_learned_diffusion.core.errors import InvalidImageError, InvalidSettingError
+from napari_learned_diffusion.core.missing import both_without_missing, missing_pixels
 from napari_learned_diffusion.core.noise_estimation import sample_planes
 from napari_learned_diffusion.jobs.plane_solver import PlaneResult, PlaneSolver
 from napari_learned_diffusion.jobs.planes import (
@@ -122,7 +123,9 @@ def denoise_stack(
     ----------
     stack
         Numpy, dask or zarr array of any number of dimensions, integers or floats. Planes are read
-        when their turn comes. NaN and infinite pixels take no part and come back as they were.
+        when their turn comes. Pixels that hold no intensity (NaN, infinity, masked ones, fill
+        values, a constant background, see `core.missing`) take no part and come back as they were.
+        Of a masked array the image is a masked array, too.
     config
         ``None``: everything automatic.
     plane_axes
@@ -179,9 +182,10 @@ def denoise_stack(
     for number, index in enumerate(indices):
         plane = read_plane(stack, index, rows_columns)
         message = f"Slice {number + 1} of {len(indices)}" if len(indices) > 1 else "Diffusing"
-        if slice_by_slice and np.isfinite(plane).any():
+        requested = prepared.requested
+        if slice_by_slice and not missing_pixels(plane, requested.missing).is_everything:
             yield Progress(number * steps, len(indices) * steps, f"{message}: estimating the noise")
-            solver = PlaneSolver(prepare(plane, prepared.requested), spacing, tiling)
+            solver = PlaneSolver(prepare(plane, requested), spacing, tiling)
         if index in measured:
             noises[index] = solver.prepared.noise
         job = solver.solve(plane, maps)
@@ -203,7 +207,12 @@ def denoise_stack(
     if measure:
         levels = [
             noise_levels(
-                noises[i], read_plane(stack, i, rows_columns), read_plane(out, i, rows_columns)
+                noises[i],
+                *both_without_missing(
+                    read_plane(stack, i, rows_columns),
+                    read_plane(out, i, rows_columns),
+                    prepared.config.missing,
+                ),
             )
             for i in measured
         ]
@@ -220,7 +229,11 @@ def denoise_stack(
         masked_pixels=tally.masked,
         messages=tuple(tally.messages()),
     )
-    return Denoised(out, shown.pop("diffusivity", None), prepared, report, **shown)
+    image = out
+    if isinstance(stack, np.ma.MaskedArray) and isinstance(out, np.ndarray):
+        mask = np.ma.getmaskarray(stack).copy()
+        image = np.ma.MaskedArray(out, mask, fill_value=stack.fill_value)
+    return Denoised(image, shown.pop("diffusivity", None), prepared, report, **shown)
 
 
 def _array(given: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
@@ -268,7 +281,7 @@ def denoise_lazy(
     shared = None if prepared.slice_by_slice else prepared
 
     def denoise_block(block: NDArray[Any]) -> NDArray[Any]:
-        if not np.isfinite(block).any():
+        if missing_pixels(block.reshape(block.shape[-2:]), config.missing).is_everything:
             return block
         job = denoise_stack(
             block, config, spacing=spacing, tiling=tiling, prepared=shared, measure=False

@@ -24,6 +24,7 @@ from napari_learned_diffusion.core.errors import (
 from napari_learned_diffusion.core.learning.finetuning import CLEAR_GAIN, FineTuneStep, adapt, gain
 from napari_learned_diffusion.core.learning.objectives import NoiseSource
 from napari_learned_diffusion.core.learning.scenes import Diffusion, Scene
+from napari_learned_diffusion.core.missing import missing_pixels
 from napari_learned_diffusion.core.noise import Correlated
 from napari_learned_diffusion.core.noise_estimation import sample_planes
 from napari_learned_diffusion.core.noise_measurement import checked_pixels
@@ -544,10 +545,11 @@ class _Reader:
         blocked: NDArray[np.bool_],
     ) -> Iterator[Scene]:
         image = plane[where].astype(np.float64)
-        finite = np.isfinite(image)
+        declared = self.noise.prepared.config.missing
+        finite = ~missing_pixels(plane, declared).mask[where]
         if target is not None:
+            finite &= ~missing_pixels(target, declared).mask[where]
             target = target[where].astype(np.float64)
-            finite &= np.isfinite(target)
         inside = self.masks[index][where] & finite
         self.masked += int((self.masks[index][where] & ~finite).sum())
         values = [image[inside]] + ([] if target is None else [target[inside]])

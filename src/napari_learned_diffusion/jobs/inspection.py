@@ -31,7 +31,7 @@ from napari_learned_diffusion.core.solve import State
 from napari_learned_diffusion.jobs.learned import Learned
 from napari_learned_diffusion.jobs.lookers import make_looker
 from napari_learned_diffusion.jobs.plane_solver import PlaneSolver
-from napari_learned_diffusion.jobs.planes import SolverUnits, check_image
+from napari_learned_diffusion.jobs.planes import check_image
 from napari_learned_diffusion.jobs.prepare import Prepared, prepare
 from napari_learned_diffusion.jobs.progress import Job, Progress
 
@@ -76,7 +76,7 @@ class Inspection:
 
     Images and gradients are of iterations 0 (the input), ``stride``, ``2 * stride``, …; what
     belongs to a step begins with that of iteration ``stride``. All maps are float32 and NaN where
-    the input was NaN or infinite.
+    a pixel took no part, as one that was NaN or infinite.
 
     Parameters
     ----------
@@ -158,8 +158,8 @@ def inspect_plane(
     Parameters
     ----------
     plane
-        ``(h, w)``, integers or floats. NaN and infinite pixels take no part; only Q sees them, as
-        the mean of the others.
+        ``(h, w)``, integers or floats. Pixels that hold no intensity (`core.missing`) take no part;
+        only Q sees them, as the mean of the others.
     config, spacing, prepared
         As of `jobs.denoise.denoise_stack`. The plane isn't cut into tiles.
     memory_budget
@@ -174,7 +174,8 @@ def inspect_plane(
     ------
     LearnedDiffusionError
         as `prepare`; `InvalidSettingError` where no step is done; `InvalidImageError` where the
-        maps of two iterations already are too large; `DeviceError` where memory runs out.
+        maps of two iterations already are too large; `ModelFailedError` where the model gives no
+        number; `DeviceError` where memory runs out.
     """
     rows_columns = check_image(plane, (-2, -1))
     if rows_columns != (0, 1):
@@ -188,16 +189,21 @@ def inspect_plane(
             "With a noise level of 0 or 0 iterations no step is done, so there is nothing to "
             "inspect. Give a noise level and iterations above 0."
         )
-    finite = np.isfinite(plane)
-    if not finite.any():
-        raise InvalidImageError("The slice holds no number: every pixel is NaN or infinite.")
-    valid = None if finite.all() else finite
+    missing = solver.missing(plane)
+    plane = np.ma.getdata(plane)
+    if missing.is_everything:
+        raise InvalidImageError(
+            "The slice holds no number: every pixel is NaN, infinite, masked or a fill value."
+        )
+    valid = missing.valid
     edges = max(len(solver.model.offsets(step)) for step in range(solver.iterations))
     stride = _stride(plane.shape, edges, solver.iterations, memory_budget)
     recorder = _Recorder(plane, valid, solver, stride)
     states = solver.states(recorder.u, valid, recorder.noise)
     try:
         for state in states:
+            if 0 < state.stencil.count_edges(*plane.shape) <= int(state.unsound):
+                raise solver.failed()
             recorder.add(state)
             yield Progress(state.step, solver.iterations, f"Iteration {state.step}")
     except (MemoryError, RuntimeError) as error:
@@ -237,7 +243,7 @@ class _Recorder:
     ) -> None:
         self._plane, self._valid, self._stride = plane, valid, stride
         self._prepared = solver.prepared
-        self._units = SolverUnits.of(plane, valid)
+        self._units = solver.units(plane, valid)
         self.u = self._units.encode(plane, valid, solver.number_format)
         self.noise: NoiseModel = self._units.noise(solver.prepared.noise)
         self._neighbours = Stencil(spacing=pixel_spacing(solver.spacing))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,13 +19,18 @@ from napari_learned_diffusion.core.device import (
     release_memory,
 )
 from napari_learned_diffusion.core.diffusivity.base import Diffusivity, LearnedDiffusivity
-from napari_learned_diffusion.core.errors import DeviceError, InvalidSettingError
+from napari_learned_diffusion.core.errors import (
+    DeviceError,
+    InvalidSettingError,
+    ModelFailedError,
+)
+from napari_learned_diffusion.core.missing import Missing, missing_pixels
 from napari_learned_diffusion.core.noise import NoiseModel
 from napari_learned_diffusion.core.operators import anisotropy, orientation
 from napari_learned_diffusion.core.schemes import Explicit, FastExplicitDiffusion, Scheme
 from napari_learned_diffusion.core.solve import State, iterate
 from napari_learned_diffusion.core.zoo import load_model
-from napari_learned_diffusion.jobs.planes import SolverUnits
+from napari_learned_diffusion.jobs.planes import SolverUnits, check_values, stabilised_range
 from napari_learned_diffusion.jobs.prepare import Prepared
 from napari_learned_diffusion.jobs.tiling import SMALLEST_TILE, cut, largest_tile
 
@@ -37,10 +43,39 @@ Maps = dict[str, NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class PlaneResult:
+    """A plane after the diffusion.
+
+    Parameters
+    ----------
+    plane
+        ``(h, w)``, in the dtype of the input.
+    maps
+        The maps that were asked for.
+    missing
+        Which pixels took no part.
+    range_kept
+        Whether every value lies in the range of the pixels that took part.
+    unsound
+        Part of the edges for which the model gave no conductance, so that nothing flowed along
+        them, in the step where they were most.
+    unchanged
+        Whether not one pixel changed, though there were steps.
+    unresolved
+        Whether the noise is finer than the number format resolves at these intensities.
+    """
+
     plane: NDArray[Any]
     maps: Maps
-    valid: NDArray[np.bool_] | None
-    range_kept: bool
+    missing: Missing
+    range_kept: bool = True
+    unsound: float = 0.0
+    unchanged: bool = False
+    unresolved: bool = False
+
+    @property
+    def valid(self) -> NDArray[np.bool_] | None:
+        """True where a pixel took part; ``None`` where all did."""
+        return self.missing.valid
 
 
 @dataclass
@@ -76,16 +111,28 @@ class PlaneSolver:
         """Denoise a plane; yields the number of steps done, of ``iterations``.
 
         Maps of a step that isn't reached are NaN everywhere.
+
+        Raises
+        ------
+        InvalidImageError
+            as `jobs.planes.check_values`.
+        InvalidSettingError
+            if the noise is so weak that no number can tell the image in units of it.
+        ModelFailedError
+            if the model gives no number for any edge.
+        DeviceError
+            if memory doesn't suffice for the smallest tile.
         """
         maps = maps or MapsConfig()
-        valid = np.isfinite(plane) if plane.dtype.kind == "f" else None
-        if valid is not None and valid.all():
-            valid = None
-        if self.iterations == 0 or (valid is not None and not valid.any()):
-            return PlaneResult(plane, _blank_maps(maps, plane.shape), valid, True)
-        units = SolverUnits.of(plane, valid)
+        missing = self.missing(plane)
+        plane = np.ma.getdata(plane)
+        if self.iterations == 0 or missing.is_everything:
+            return PlaneResult(plane.copy(), _blank_maps(maps, plane.shape), missing)
+        valid = missing.valid
+        units = self.units(plane, valid)
         u = units.encode(plane, valid, self.number_format)
         noise = units.noise(self.prepared.noise)
+        span = stabilised_range(self.prepared.noise, units.lowest, units.highest)
         if self.given is not None:
             with torch.no_grad():
                 self.model = self.given.adapted(
@@ -94,7 +141,7 @@ class PlaneSolver:
         while True:
             tile = self._tile(plane.shape)
             try:
-                result, shown = yield from self._solve_tiles(u, valid, noise, tile, maps)
+                result, shown, unsound = yield from self._solve_tiles(u, valid, noise, tile, maps)
                 break
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
@@ -104,12 +151,54 @@ class PlaneSolver:
         slack = _ROUNDING * (units.highest - units.lowest)
         low, high = extent(decoded, valid)
         kept = low >= units.lowest - slack and high <= units.highest + slack
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise self.failed()
         denoised = units.to_dtype(decoded, self.scheme.keeps_range)
+        # Through the solver's numbers and back, even what never changed would be rounded.
+        unchanged = result == u
         if valid is not None:
-            denoised[~valid] = plane[~valid]
+            unchanged |= missing.mask
             for shown_map in shown.values():
-                shown_map[~valid] = np.nan
-        return PlaneResult(denoised, shown, valid, kept)
+                shown_map[missing.mask] = np.nan
+        denoised[unchanged] = plane[unchanged]
+        resolution = float(torch.finfo(self.dtype).eps)
+        return PlaneResult(
+            denoised,
+            shown,
+            missing,
+            kept,
+            unsound,
+            unchanged=bool(unchanged.all()) and units.lowest < units.highest,
+            unresolved=span * resolution > 1,
+        )
+
+    def missing(self, plane: NDArray[Any]) -> Missing:
+        """The pixels of a plane that take no part."""
+        noise = self.prepared.noise if self.iterations else None
+        return missing_pixels(plane, self.prepared.config.missing, noise)
+
+    def units(self, plane: NDArray[Any], valid: NDArray[np.bool_] | None) -> SolverUnits:
+        """The solver's numbers for a plane.
+
+        Raises
+        ------
+        InvalidImageError
+            as `jobs.planes.check_values`.
+        InvalidSettingError
+            if the noise is so weak that no number can tell the image in units of it.
+        """
+        units = SolverUnits.of(plane, valid)
+        check_values(units.lowest, units.highest, plane.dtype)
+        stabilised_range(self.prepared.noise, units.lowest, units.highest)
+        return units
+
+    def failed(self) -> ModelFailedError:
+        """The error for a model that gives no conductance anywhere."""
+        return ModelFailedError(
+            f"The model {self.prepared.config.model} gave no number for any edge of the image, so "
+            "nothing can be diffused. Its weights or the noise level are out of all proportion: "
+            "choose another model, or train this one again."
+        )
 
     def _solve_tiles(
         self,
@@ -118,8 +207,10 @@ class PlaneSolver:
         noise: NoiseModel,
         tile: int,
         maps: MapsConfig,
-    ) -> Generator[int, None, tuple[NDArray[np.floating[Any]], Maps]]:
+    ) -> Generator[int, None, tuple[NDArray[np.floating[Any]], Maps, float]]:
         result = np.empty_like(u)
+        unsound: list[list[torch.Tensor]] = [[] for _ in range(self.iterations)]
+        edges = np.zeros(self.iterations)
         shown = _blank_maps(maps, u.shape)
         tiles = cut((u.shape[0], u.shape[1]), tile, self.halo, self.model.alignment)
         for number, part in enumerate(tiles):
@@ -127,6 +218,8 @@ class PlaneSolver:
             states = self.states(u[part.outer], inside, noise)
             try:
                 for state in states:
+                    unsound[state.step - 1].append(state.unsound)
+                    edges[state.step - 1] += state.stencil.count_edges(*state.u.shape[-2:])
                     if state.step == self.iterations:
                         result[part.target] = state.u[0, 0].cpu().numpy()[part.inner]
                     if state.step == (maps.step or self.iterations):
@@ -135,7 +228,11 @@ class PlaneSolver:
                     yield (number * self.iterations + state.step) // len(tiles)
             finally:
                 states.close()
-        return result, shown
+        counts = np.array([sum(int(count) for count in step) for step in unsound])
+        parts = counts / np.maximum(edges, 1)
+        if parts.max() >= 1:
+            raise self.failed()
+        return result, shown, float(parts.max())
 
     def states(
         self,

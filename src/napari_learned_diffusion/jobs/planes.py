@@ -10,7 +10,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_learned_diffusion.core.errors import InvalidImageError
+from napari_learned_diffusion.core.errors import InvalidImageError, InvalidSettingError
 from napari_learned_diffusion.core.noise import NoiseModel
 
 PlaneAxes = tuple[int, int]
@@ -123,9 +123,71 @@ def plane_key(index: tuple[int, ...], ndim: int, plane_axes: PlaneAxes) -> tuple
     return tuple(slice(None) if axis in plane_axes else next(others) for axis in range(ndim))
 
 
+LARGEST_EXTENT = 1e100
+"""Squares of the values, and of what they are divided by, must have a double."""
+
+LARGEST_INTEGER = 2**53
+"""Beyond it integers have no double of their own."""
+
+
+def check_values(lowest: float, highest: float, dtype: np.dtype[Any]) -> None:
+    """Refuse values that can't be computed with.
+
+    Raises
+    ------
+    InvalidImageError
+        if floating-point values, or their differences, are beyond 1e100 or below 1e-100, or
+        integers beyond 2⁵³.
+    """
+    largest, extent = max(abs(lowest), abs(highest)), highest / 2 - lowest / 2
+    if dtype.kind in "iu":
+        if largest > LARGEST_INTEGER:
+            raise InvalidImageError(
+                f"The image has integers up to {largest:.3g}, which can't be computed exactly: "
+                "beyond 2^53 they have no floating-point number of their own. Subtract the lowest "
+                "value first, or convert the image to another type."
+            )
+    elif highest > lowest and not (largest <= LARGEST_EXTENT and extent >= 1 / LARGEST_EXTENT):
+        raise InvalidImageError(
+            f"The image has values from {lowest:.3g} to {highest:.3g}, whose squares are beyond "
+            "what a computer calculates with. Divide the image by its largest value first."
+        )
+
+
+LARGEST_STABILISED = 1e15
+"""Largest intensity, in standard deviations of the noise, that a model is shown: sums of squares
+are finite in single precision."""
+
+
+def stabilised_range(noise: NoiseModel, lowest: float, highest: float) -> float:
+    """The range of a plane in standard deviations of its noise.
+
+    Raises
+    ------
+    InvalidSettingError
+        if the noise is so weak that no number can tell the image in units of it.
+    """
+    try:
+        with np.errstate(all="ignore"):
+            low, high = noise.stabilise(np.array([lowest, highest]))
+    except (ZeroDivisionError, OverflowError):
+        low, high = -np.inf, np.inf
+    if not max(abs(low), abs(high)) <= LARGEST_STABILISED:
+        raise InvalidSettingError(
+            f"The noise model ({noise.describe()}) is too weak to compute with: the image reaches "
+            f"from {lowest:.4g} to {highest:.4g}. Give the noise level in the units of the image."
+        )
+    return float(high - low)
+
+
 def read_plane(image: Any, index: tuple[int, ...], plane_axes: PlaneAxes) -> NDArray[Any]:
-    """One plane in memory, ``(rows, columns)``; of a lazy array only that plane is computed."""
-    plane = np.asarray(image[plane_key(index, len(image.shape), plane_axes)])
+    """One plane in memory, ``(rows, columns)``; of a lazy array only that plane is computed.
+
+    A masked array stays one.
+    """
+    plane: NDArray[Any] = np.asanyarray(image[plane_key(index, len(image.shape), plane_axes)])
+    if not isinstance(plane, np.ma.MaskedArray):
+        plane = np.asarray(plane)
     return plane.T if plane_axes[0] > plane_axes[1] else plane
 
 

@@ -13,6 +13,7 @@ from napari_learned_diffusion.config import DiffusionConfig, NoiseChoice
 from napari_learned_diffusion.core.device import resolve_device
 from napari_learned_diffusion.core.diffusivity import diffusivity_class
 from napari_learned_diffusion.core.errors import InvalidImageError, InvalidSettingError
+from napari_learned_diffusion.core.missing import missing_pixels, without_missing
 from napari_learned_diffusion.core.noise import NoiseModel
 from napari_learned_diffusion.core.noise_estimation import (
     NoiseEstimate,
@@ -25,8 +26,10 @@ from napari_learned_diffusion.jobs.planes import (
     LAST_AXES,
     PlaneAxes,
     check_image,
+    check_values,
     plane_indices,
     read_plane,
+    stabilised_range,
 )
 
 _SAMPLES = 16
@@ -126,9 +129,13 @@ def prepare(
     model = diffusivity_class(config.model)
     _check_model(config)
     indices = plane_indices(tuple(image.shape), rows_columns)
-    samples = _sample(image, indices, rows_columns)
+    samples = _sample(image, indices, rows_columns, config.missing)
     if np.isnan(samples).all():
-        raise InvalidImageError("The image holds no number: every pixel is NaN or infinite.")
+        raise InvalidImageError(
+            "The image holds no number: every pixel is NaN, infinite, masked or a fill value."
+        )
+    lowest, highest = float(np.nanmin(samples)), float(np.nanmax(samples))
+    check_values(lowest, highest, np.dtype(image.dtype))
     estimate = None
     differ = False
     noise = config.noise
@@ -145,6 +152,9 @@ def prepare(
         # Nothing will be done; the rest is filled in only so that nothing is left open.
         idle = config.with_(iterations=0, contrast=1.0, tau=STABLE_TAU, presmooth_sigma=0.0)
         return Prepared(idle, estimate, requested)
+    stabilised_range(noise, lowest, highest)
+    for sample in samples:  # which settings suit the image is told by what takes part
+        sample[missing_pixels(sample, noise=noise).mask] = np.nan
     suggestion = model.suggest(noise.stabilise(samples), config.model)
     tau = config.tau if config.tau is not None else suggestion.tau
     time_wanted = config.stopping_time or suggestion.stopping_time
@@ -187,10 +197,13 @@ def _check_model(config: DiffusionConfig) -> None:
 
 
 def _sample(
-    image: Any, indices: Sequence[tuple[int, ...]], plane_axes: PlaneAxes
+    image: Any,
+    indices: Sequence[tuple[int, ...]],
+    plane_axes: PlaneAxes,
+    missing: tuple[float, ...],
 ) -> NDArray[np.float64]:
     """Planes spread over the stack, or windows spread over large ones: ``(n, h, w)``, NaN where
-    a pixel isn't finite.
+    a pixel holds no intensity.
 
     Some million pixels tell all there is to know about the noise; more would only take time and
     memory.
@@ -206,12 +219,10 @@ def _sample(
     of_each = sample_planes(len(windows), max(1, _SAMPLES // len(chosen)))
     samples = []
     for number, index in enumerate(chosen):
-        plane = read_plane(image, index, plane_axes)
+        plane = without_missing(read_plane(image, index, plane_axes), missing)
         # Moving on from plane to plane, so that not all windows are of the same corner.
         samples += [plane[windows[(w + number) % len(windows)]] for w in of_each]
-    taken = np.stack(samples).astype(np.float64)
-    taken[~np.isfinite(taken)] = np.nan
-    return taken
+    return np.stack(samples).astype(np.float64)
 
 
 def _can_tell(samples: NDArray[np.float64], kind: NoiseChoice) -> bool:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from napari_learned_diffusion.config import MapsConfig
+from napari_learned_diffusion.core.missing import Missing
 from napari_learned_diffusion.core.noise import NoiseModel
 from napari_learned_diffusion.core.noise_estimation import estimate_noise
 from napari_learned_diffusion.jobs.plane_solver import PlaneResult, PlaneSolver, extent
@@ -36,7 +38,8 @@ class Report:
     range_kept
         Whether no value left the range of its plane.
     masked_pixels
-        Pixels that were NaN or infinite and came back as they were.
+        Pixels that took no part and came back as they were: NaN, infinite, masked or declared
+        missing ones, fill values, a constant background.
     messages
         Sentences for the user.
     """
@@ -78,6 +81,13 @@ class Tally:
     overshooting: bool = False
     without_maps: int = 0
     halved_to: int | None = None
+    missing: Counter[str] = field(default_factory=Counter)
+    fill_values: Counter[float] = field(default_factory=Counter)
+    background: Counter[float] = field(default_factory=Counter)
+    model: str = ""
+    unsound: float = 0.0
+    unchanged: int = 0
+    unresolved: int = 0
 
     def add(
         self,
@@ -96,6 +106,11 @@ class Tally:
             self.overshooting = self.overshooting or not solver.scheme.keeps_range
             self.without_maps += maps is not None and maps.is_after(solver.iterations)
         self.halved_to = solver.halved_to or self.halved_to
+        self.model = solver.prepared.config.model
+        self.unsound = max(self.unsound, result.unsound)
+        self.unchanged += result.unchanged
+        self.unresolved += result.unresolved
+        self._add_missing(result.missing)
         count = plane.size if valid is None else int(np.count_nonzero(valid))
         self.masked += plane.size - count
         if count == 0:
@@ -106,6 +121,13 @@ class Tally:
         self.range_before = _union(self.range_before, extent(plane, valid))
         self.range_after = _union(self.range_after, extent(result.plane, valid))
         self.range_kept = self.range_kept and result.range_kept
+
+    def _add_missing(self, missing: Missing) -> None:
+        self.missing["NaN or infinite"] += missing.not_finite
+        self.missing["masked"] += missing.masked
+        self.missing["missing by declaration"] += missing.declared
+        self.fill_values.update(missing.fill_values)
+        self.background.update(missing.background)
 
     @property
     def mean_drift(self) -> float:
@@ -128,10 +150,41 @@ class Tally:
                 f"{self.without_maps} slices took fewer iterations than the step that the maps "
                 "are of: their maps are empty."
             )
-        if self.masked:
-            yield f"{self.masked} NaN or infinite pixels took no part and came back as they were."
+        yield from self._of_missing()
+        if self.unsound:
+            yield (
+                f"The model {self.model} gave no number for up to {100 * self.unsound:.2g} % of "
+                "the edges: there nothing was diffused. Its weights may be damaged."
+            )
+        if self.unchanged:
+            yield (
+                "Not one pixel changed: the model lets nothing flow at this noise level."
+                if self.unchanged == self.planes
+                else f"{self.unchanged} slices didn't change: there the model lets nothing flow."
+            )
+        if self.unresolved:
+            yield (
+                "The noise level is finer than single precision resolves in this range of values: "
+                "small differences were rounded. Check the noise level, or take the precision "
+                "float64."
+            )
         if self.halved_to is not None:
             yield f"Memory ran short, so the slices were cut into tiles of {self.halved_to} pixels."
+
+    def _of_missing(self) -> Iterator[str]:
+        for kind, count in self.missing.items():
+            if count:
+                yield f"{count} {kind} pixels took no part and came back as they were."
+        for value, count in self.fill_values.items():
+            yield (
+                f"{count} pixels of the value {value:.9g} can't be intensities: "
+                "taken for missing, they took no part and came back as they were."
+            )
+        for value, count in self.background.items():
+            yield (
+                f"{count} pixels in areas of exactly {value:.9g}, which noise couldn't leave so, "
+                "were taken for a masked background: they took no part and came back as they were."
+            )
 
 
 def noise_levels(

@@ -16,6 +16,7 @@ from napari_learned_diffusion.core.diffusivity import learned_diffusivity_class
 from napari_learned_diffusion.core.diffusivity.base import LearnedDiffusivity
 from napari_learned_diffusion.core.diffusivity.k_automation import KAutomation
 from napari_learned_diffusion.core.errors import InvalidImageError, InvalidSettingError
+from napari_learned_diffusion.core.missing import missing_pixels
 from napari_learned_diffusion.core.noise import NoiseModel, noise_model_from_dict
 from napari_learned_diffusion.core.schemes import Explicit
 from napari_learned_diffusion.core.solve import solve
@@ -108,8 +109,8 @@ class DenoisingModule(nn.Module):
         Parameters
         ----------
         planes
-            ``(b, 1, h, w)``, in any unit, that of the noise model. NaN and infinite pixels take no
-            part and come back as they were.
+            ``(b, 1, h, w)``, in any unit, that of the noise model. Pixels that hold no intensity
+            (`core.missing`) take no part and come back as they were.
 
         Returns
         -------
@@ -129,22 +130,24 @@ class DenoisingModule(nn.Module):
         return torch.from_numpy(np.stack(denoised)[:, None]).to(planes.device)
 
     def _denoise(self, plane: NDArray[Any], device: torch.device) -> NDArray[Any]:
-        valid = np.isfinite(plane)
+        valid = ~missing_pixels(plane, noise=self.noise).mask
         if not valid.any():
             return plane
         units = SolverUnits.of(plane, valid)
         diffusivity, iterations, scheme = self._set_up(plane, valid)
+        noisy = units.encode(plane, valid, "float32")
         solution = solve(
-            _batch(units.encode(plane, valid, "float32"), device),
+            _batch(noisy, device),
             diffusivity,
             noise=units.noise(self.noise),
             scheme=scheme,
             iterations=iterations,
             valid=None if valid.all() else _batch(valid, device).float(),
         )
-        decoded = units.decode(solution.u[0, 0].cpu().numpy())
-        denoised = units.to_dtype(decoded, scheme.keeps_range)
-        denoised[~valid] = plane[~valid]
+        result = solution.u[0, 0].cpu().numpy()
+        denoised = units.to_dtype(units.decode(result), scheme.keeps_range)
+        unchanged = ~valid | (result == noisy)
+        denoised[unchanged] = plane[unchanged]
         return denoised
 
     def _set_up(

@@ -203,6 +203,11 @@ class Request:
     known: Known
     probes: Probes = field(default_factory=Probes)
 
+    def __post_init__(self) -> None:
+        declared = tuple(self.source.metadata.get("missing", ()))
+        if declared:  # by the file that the layer was read from
+            object.__setattr__(self, "config", self.config.also_missing(declared))
+
     @property
     def effective_config(self) -> DiffusionConfig:
         """The settings, with the noise model filled in where it is known."""

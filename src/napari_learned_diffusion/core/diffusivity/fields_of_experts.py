@@ -223,7 +223,8 @@ def spline_sum(t: Tensor, knot_values: Tensor) -> Tensor:
     """
     n, pieces = knot_values.shape[0], knot_values.shape[1] - 1
     position = t * pieces
-    piece = position.detach().to(torch.int32).clamp_(max=pieces - 1)
+    # From 0 for NaN, too, which has no piece: the result is NaN then, as it should.
+    piece = position.detach().to(torch.int32).clamp_(0, pieces - 1)
     first = torch.arange(0, n * pieces, pieces, device=t.device, dtype=torch.int32)
     index = piece.add_(first.view(1, n, 1, 1)).flatten()
     # Each piece as the straight line that it lies on: what is gathered are its two numbers.

@@ -151,11 +151,18 @@ def descend(optimiser: Optimiser, loss: Tensor, mean_loss: float, rate: float, s
         if the training diverges.
     """
     if not math.isfinite(mean_loss):
-        raise InvalidSettingError(
-            f"The loss is no number any more in step {step + 1}: the training diverged. "
-            "Take a lower learning rate."
-        )
+        raise _diverged("The loss is", step)
     optimiser.zero_grad()
     loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(optimiser.parameters, 1.0)
+    norm = torch.nn.utils.clip_grad_norm_(optimiser.parameters, 1.0)
+    # Where the model gives no number nothing diffuses, so that the loss alone wouldn't show it.
+    if not math.isfinite(float(norm)):
+        raise _diverged("The gradient is", step)
     optimiser.step(rate)
+
+
+def _diverged(what: str, step: int) -> InvalidSettingError:
+    return InvalidSettingError(
+        f"{what} no number any more in step {step + 1}: the training diverged. "
+        "Take a lower learning rate."
+    )
