@@ -405,17 +405,21 @@ def test_dicom_of_mixed_shapes(series: Path) -> None:
         dataset.Rows = 64
 
     edit(series / "6.dcm", crop)
-    with pytest.raises(FileFormatError, match="folders of their own"):
-        read(series)
+    volume = read(series)
+    assert volume.data.shape == (4, 128, 128)
+    assert any("holds 2 series" in note for note in volume.metadata["notes"])
+    assert read(series, series=1).data.shape == (1, 64, 128)
 
 
 def test_dicom_of_several_frames_or_colours(series: Path) -> None:
     edit(series / "6.dcm", lambda dataset: setattr(dataset, "NumberOfFrames", 3))
     with pytest.raises(FileFormatError, match="several frames"):
-        read(series)
+        read(series / "6.dcm")
+    assert any("several frames" in note for note in read(series).metadata["notes"])
     edit(series / "6.dcm", lambda dataset: setattr(dataset, "SamplesPerPixel", 3))
     with pytest.raises(FileFormatError, match="colour"):
-        read(series)
+        read(series / "6.dcm")
+    assert any("colour" in note for note in read(series).metadata["notes"])
 
 
 def test_dicom_file_that_changes_after_it_was_opened(series: Path) -> None:

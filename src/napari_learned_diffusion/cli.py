@@ -48,9 +48,16 @@ from napari_learned_diffusion.core.errors import (
     LearnedDiffusionError,
 )
 from napari_learned_diffusion.core.noise import NOISE_MODELS, NoiseModel
-from napari_learned_diffusion.files import COMPRESSIONS, Volume, read, supported_suffixes
+from napari_learned_diffusion.files import (
+    COMPRESSIONS,
+    FORMATS,
+    Volume,
+    read,
+    supported_suffixes,
+)
 from napari_learned_diffusion.files import write as write_file
-from napari_learned_diffusion.files.formats import check_target, format_by_suffix
+from napari_learned_diffusion.files._dicom_write import check_series
+from napari_learned_diffusion.files.formats import check_target, format_of, format_to_write
 from napari_learned_diffusion.jobs.progress import Job, Progress, run
 from napari_learned_diffusion.recipe import noise_options
 
@@ -363,7 +370,10 @@ _Source = Annotated[
 _Target = Annotated[
     Path,
     typer.Argument(
-        metavar="OUT", show_default=False, help="The file to write; its suffix chooses the format."
+        metavar="OUT",
+        show_default=False,
+        help="The file to write; its suffix chooses the format. Where IN is a DICOM series, a name "
+        "without a suffix becomes the folder of one.",
     ),
 ]
 _Overwrite = Annotated[
@@ -484,6 +494,7 @@ def denoise(
         outputs["--residual"] = residual
     _check_outputs(source, outputs, overwrite, compression)
     volume = _read(source, settings)
+    _check_series(volume, outputs)
     axes = volume.axes_of_planes(settings.plane)
     with _progress_shown() as show:
         done = run(_denoise_job(volume, settings, target.parent, maps), show)
@@ -530,6 +541,7 @@ def write_diffusivity(
     """
     _check_outputs(source, {"OUT": target}, overwrite, compression)
     volume = _read(source, settings)
+    _check_series(volume, {"OUT": target})
     axes = volume.axes_of_planes(settings.plane)
     maps = MapsConfig(diffusivity=True, step=map_step)
     with _progress_shown() as show:
@@ -631,13 +643,16 @@ def _check_outputs(
         taken[resolved] = name
         if path.exists() and source.exists() and path.samefile(source):
             raise FileWriteError(f"{name} and IN are the same file, {path}. Choose another name.")
-        _check_writable(path, overwrite)
+        _check_writable(path, overwrite, source)
 
 
-def _check_writable(path: Path, overwrite: bool) -> None:
-    file_format = format_by_suffix(path)
+def _check_writable(path: Path, overwrite: bool, source: Path) -> None:
+    file_format = format_to_write(path, _metadata_of(source))
     if file_format is None:
-        raise FileFormatError(f"{path} must end in one of: {', '.join(supported_suffixes())}.")
+        raise FileFormatError(
+            f"{path} must end in one of: {', '.join(supported_suffixes())}. "
+            "What is read of a DICOM series can have a name without a suffix: it becomes a series."
+        )
     check_target(path, file_format, overwrite=overwrite)
     try:
         # Only trying tells: permissions, read-only disks and quotas all have a say.
@@ -645,6 +660,22 @@ def _check_writable(path: Path, overwrite: bool) -> None:
             pass
     except OSError as error:
         raise FileWriteError(why_not_written(path, error)) from error
+
+
+def _metadata_of(source: Path) -> dict[str, Any]:
+    """What decides on the format of a name without a suffix, before the source is read."""
+    try:
+        found = format_of(source) if source.exists() else None
+    except OSError:
+        found = None  # told when it is read
+    return {"dicom": {}} if found is FORMATS["dicom"] else {}
+
+
+def _check_series(volume: Volume, outputs: dict[str, Path]) -> None:
+    """Refuse names and axes that no DICOM series can have, before anything is computed."""
+    for path in outputs.values():
+        if format_to_write(path, volume.metadata) is FORMATS["dicom"]:
+            check_series(path, volume)
 
 
 def _read(source: Path, settings: _Settings) -> Volume:
@@ -670,6 +701,7 @@ def _derived(volume: Volume, data: Any, name: str) -> Volume:
     """Another quantity on the same axes, so with other intensities to display."""
     display = ("contrast_limits", "omero")
     metadata = {k: v for k, v in volume.metadata.items() if k not in display}
+    metadata["quantity"] = name
     name = f"{volume.name} {name}"
     return replace(volume, data=data, name=name, metadata=metadata, missing=())
 

@@ -1,13 +1,11 @@
-"""DICOM series: folders of slices of CT and MRI, and series derived from them."""
+"""DICOM series: folders of slices of CT and MRI."""
 
 from __future__ import annotations
 
 import math
-import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,21 +14,57 @@ import numpy as np
 from numpy.typing import NDArray
 
 from napari_learned_diffusion.core.errors import FileFormatError
+from napari_learned_diffusion.files._dicom_pixels import check_decodable, decoded
+from napari_learned_diffusion.files._dicom_stream import is_dicom, read_elements
+from napari_learned_diffusion.files._dicom_values import Values
 from napari_learned_diffusion.files._extras import refusing, require
-from napari_learned_diffusion.files._lazy import PlanesOnDisk, is_lazy, planes_of, stamp_of
-from napari_learned_diffusion.files._rescale import Rescale
-from napari_learned_diffusion.files._units import MICROMETERS, UNKNOWN, Step, parse_step
-from napari_learned_diffusion.files.volume import Volume
+from napari_learned_diffusion.files._honest import check_claimed
+from napari_learned_diffusion.files._lazy import PlanesOnDisk, is_lazy, stamp_of
+from napari_learned_diffusion.files._units import UNKNOWN, Step, parse_step
+from napari_learned_diffusion.files.volume import Volume, bare_name
 
 DICOM_SUFFIXES = (".dicom", ".dcm", ".ima")
 
-_PREAMBLE = 128
-_MAGIC = b"DICM"
 _SAME_PLACE = 1e-3
 """Part of the distance of slices below which two of them count as being at one place."""
 
 _UNEVEN = 0.05
 """Part of the distance of slices by which one may be off before a slice counts as missing."""
+
+_PARALLEL = 5e-3
+"""Difference of direction cosines up to which planes count as parallel: a third of a degree."""
+
+_NAMED = 3
+"""Files, series and the like that a sentence names at most."""
+
+_DIRECTORY = "1.2.840.10008.1.3.10"
+"""Class of the files that list others, usually called DICOMDIR."""
+
+_TAGS = [
+    "BitsAllocated",
+    "BitsStored",
+    "Columns",
+    "ImageOrientationPatient",
+    "ImagePositionPatient",
+    "ImagerPixelSpacing",
+    "InstanceNumber",
+    "NumberOfFrames",
+    "PhotometricInterpretation",
+    "PixelPaddingRangeLimit",
+    "PixelPaddingValue",
+    "PixelRepresentation",
+    "PixelSpacing",
+    "RescaleIntercept",
+    "RescaleSlope",
+    "Rows",
+    "SOPClassUID",
+    "SamplesPerPixel",
+    "SeriesDescription",
+    "SeriesInstanceUID",
+    "SharedFunctionalGroupsSequence",
+    "SliceThickness",
+    "SpacingBetweenSlices",
+]
 
 
 @dataclass(frozen=True)
@@ -39,54 +73,143 @@ class _Slice:
 
     path: Path
     series: str
-    number: int
+    kind: str
+    description: str
+    number: int | None
+    orientation: tuple[float, ...] | None
     position: float | None
     shape: tuple[int, int]
     spacing: tuple[float, float] | None
     thickness: float | None
-    rescale: Rescale
-    limits: tuple[int, int]
+    values: Values
+    syntax: Any
     stamp: tuple[int, int]
 
+    def belongs_to(self, other: _Slice) -> bool:
+        """Whether both can be slices of one stack: parallel, of the same size and kind."""
+        names = [(s.series, s.kind, s.shape, s.spacing is None) for s in (self, other)]
+        if names[0] != names[1] or (self.orientation is None) != (other.orientation is None):
+            return False
+        if not np.allclose(self.spacing or 0, other.spacing or 0, rtol=_SAME_PLACE):
+            return False
+        return np.allclose(self.orientation or 0, other.orientation or 0, rtol=0, atol=_PARALLEL)
+
     @property
-    def dtype(self) -> np.dtype[Any]:
-        return np.dtype(self.rescale.value_type(*self.limits))
+    def direction(self) -> str:
+        """What doctors call the plane, or nothing."""
+        if self.orientation is None:
+            return ""
+        rows, columns = np.abs(np.reshape(self.orientation, (2, 3)))
+        in_plane = {int(rows.argmax()), int(columns.argmax())}
+        names = ("sagittal", "coronal", "axial")  # by the axis that neither is along
+        return next((names[i] for i in range(3) if in_plane == {0, 1, 2} - {i}), "")
 
 
-def is_dicom(path: Path) -> bool:
-    """Whether a file's content says that it is DICOM."""
-    with path.open("rb") as stream:
-        stream.seek(_PREAMBLE)
-        return stream.read(len(_MAGIC)) == _MAGIC
+class _NoSliceError(FileFormatError):
+    """A file that is DICOM, but no slice of a series; ``reason`` goes on after its name."""
+
+    def __init__(self, path: Path, reason: str, remedy: str) -> None:
+        super().__init__(f"{path} {reason}. {remedy}")
+        self.path, self.reason = path, reason
+
+
+@dataclass
+class _Folder:
+    """What a folder holds: the stacks of slices, each in no order yet, and the other files."""
+
+    stacks: list[list[_Slice]] = field(default_factory=list)
+    others: list[_NoSliceError] = field(default_factory=list)
+
+    def add(self, one: _Slice) -> None:
+        stack = next((s for s in self.stacks if one.belongs_to(s[0])), None)
+        if stack is None:
+            self.stacks.append([one])
+        else:
+            stack.append(one)
+
+
+# --- files ----------------------------------------------------------------------------------------
 
 
 def files_of_series(folder: Path) -> list[Path]:
-    """Files of a folder that are DICOM by their name or, without a suffix, by their content."""
-    return [
-        path
-        for path in sorted(folder.iterdir())
-        if path.is_file()
-        and not path.name.startswith(".")
-        and path.name.upper() != "DICOMDIR"
-        and (path.name.lower().endswith(DICOM_SUFFIXES) or (not path.suffix and is_dicom(path)))
-    ]
+    """Files of a folder that are DICOM by their name or their content.
+
+    Raises
+    ------
+    OSError
+        if the folder, or a file that may be one of them, can't be read.
+    """
+    return [path for path in sorted(folder.iterdir()) if _may_be_slice(path)]
+
+
+def is_series(folder: Path) -> bool:
+    """Whether a folder holds DICOM files; raises OSError if it can't be read.
+
+    A file that can't be read and isn't called as DICOM is counts as another.
+    """
+    for path in sorted(folder.iterdir()):
+        with suppress(OSError):
+            if _may_be_slice(path):
+                return True
+    return False
+
+
+def is_dicom_name(path: Path) -> bool:
+    """Whether a file is called as DICOM files are."""
+    return path.name.lower().endswith(DICOM_SUFFIXES)
+
+
+def _may_be_slice(path: Path) -> bool:
+    """Scanners and archives name files by numbers and UIDs, so the suffix doesn't tell."""
+    if path.name.startswith(".") or path.name.upper() == "DICOMDIR" or not path.is_file():
+        return False
+    return is_dicom_name(path) or is_dicom(path)
 
 
 def read_dicom(path: Path, series: int | None, lazy: bool | None) -> Volume:
     """A file as a plane, or a folder's series in order of position; values rescaled, such as HU."""
+    if not path.is_dir():
+        volume = read_dicom_files(path, [path], series, lazy)
+        return _without_depth(volume)
+    return read_dicom_files(path, files_of_series(path), series, lazy)
+
+
+def read_dicom_files(
+    path: Path, files: Sequence[Path], series: int | None, lazy: bool | None
+) -> Volume:
+    """One of the series that files hold, in order of position.
+
+    Parameters
+    ----------
+    path
+        What the user chose, for names and messages.
+    files
+        The files to look through.
+    series
+        Which of the series, counted from 0 in the order of the files; ``None``: the largest.
+    lazy
+        As of `read`.
+
+    Raises
+    ------
+    FileFormatError
+        if there is no such series, or it can't be read.
+    MissingDependencyError
+        if the pixels are compressed in a way that needs a library which isn't there.
+    """
     pydicom = require("pydicom", "dicom", "DICOM files")
-    files = files_of_series(path) if path.is_dir() else [path]
-    slices = [_look_at(file, pydicom) for file in files]
-    count = Counter(s.series for s in slices)
-    chosen, number = _choose(path, slices, list(count), series)
-    notes = list(_notes(chosen))
-    if series is None and len(count) > 1:
-        notes.append(
-            f"{path} holds {len(count)} series; the one with the most slices was taken. "
-            "Put the others into folders of their own to process them, too."
-        )
-    _check_shapes(chosen)
-    dtype = np.result_type(*(s.dtype for s in chosen))
+    found = _Folder()
+    for file in files:
+        try:
+            found.add(_look_at(file, pydicom))
+        except _NoSliceError as other:
+            found.others.append(other)
+    number = _choose(path, found, series)
+    chosen = _in_order(found.stacks[number])
+    for one in chosen:
+        _check_readable(one, pydicom)
+    kinds = {s.values for s in chosen}
+    dtype = np.result_type(*{values.dtype for values in kinds})
     planes = PlanesOnDisk(
         path=chosen[0].path,
         read_plane=_Planes(chosen, dtype),
@@ -96,61 +219,110 @@ def read_dicom(path: Path, series: int | None, lazy: bool | None) -> Volume:
         stamp=chosen[0].stamp,
         series=number,
     )
+    steps = [_distance(chosen), *_spacing(chosen[0])]
     lazily = is_lazy(lazy, math.prod(planes.shape) * dtype.itemsize)
-    data = planes.as_dask() if lazily else planes[:, :, :]
-    axes, steps = "ZYX", [_distance(chosen), *_spacing(chosen[0])]
-    if not path.is_dir():
-        data, axes, steps = data[0], axes[1:], steps[1:]
     return Volume(
-        data=data,
-        axes=axes,
+        data=planes.as_dask() if lazily else planes[:, :, :],
+        axes="ZYX",
         scale=tuple(step for step, _ in steps),
         units=tuple(unit for _, unit in steps),
-        name=path.stem if path.is_file() else path.name,
+        name=bare_name(path, DICOM_SUFFIXES),
         metadata={
             "source": str(path),
             "format": "dicom",
             "series": number,
-            "series_count": len(count),
-            "notes": notes,
-            "dicom": {"slices": [(str(s.path), s.rescale) for s in chosen]},
+            "series_count": len(found.stacks),
+            "notes": [
+                *_notes_on_choice(path, found, number, series),
+                *_notes_on_others(path, found.others),
+                *_notes_on_places(chosen),
+            ],
+            "dicom": {"slices": [(str(s.path), s.values) for s in chosen]},
         },
+        missing=tuple(sorted({m for values in kinds for m in values.missing(dtype)})),
     )
 
 
+def _without_depth(volume: Volume) -> Volume:
+    return Volume(
+        data=volume.data[0],
+        axes=volume.axes[1:],
+        scale=volume.scale[1:],
+        units=volume.units[1:],
+        name=volume.name,
+        metadata=volume.metadata,
+        missing=volume.missing,
+    )
+
+
+# --- headers --------------------------------------------------------------------------------------
+
+
 def _look_at(path: Path, pydicom: Any) -> _Slice:
-    """Read the header of a file."""
+    """Read the header of a file.
+
+    Raises
+    ------
+    _NoSliceError
+        if it is something else than a slice.
+    """
     with refusing(path, "DICOM"):
-        dataset = pydicom.dcmread(path, stop_before_pixels=True)
-        if int(dataset.get("SamplesPerPixel", 1)) != 1:
-            raise FileFormatError(f"{path} is a colour image. Split it into its channels.")
-        if int(dataset.get("NumberOfFrames", 1)) > 1:
-            raise FileFormatError(
-                f"{path} holds several frames. Convert it to a series of single files first, "
-                "for instance with dcm4che's emf2sf."
-            )
-        if "Rows" not in dataset or "BitsAllocated" not in dataset:
-            raise FileFormatError(f"{path} holds no image.")
-        bits = int(dataset.BitsAllocated)
-        used = int(dataset.get("BitsStored", bits))
-        signed = bool(dataset.PixelRepresentation)
-        stored = np.dtype(f"{'i' if signed else 'u'}{bits // 8}")
-        slope, intercept = dataset.get("RescaleSlope"), dataset.get("RescaleIntercept")
+        dataset = read_elements(path, pydicom, _TAGS, before_pixels=True)
+        _check_is_slice(path, dataset, pydicom)
         spacing = dataset.get("PixelSpacing") or dataset.get("ImagerPixelSpacing")
+        orientation = dataset.get("ImageOrientationPatient")
+        number = dataset.get("InstanceNumber")
         return _Slice(
             path=path,
             series=str(dataset.get("SeriesInstanceUID", "")),
-            number=int(dataset.get("InstanceNumber") or 0),
+            kind=str(dataset.get("SOPClassUID", "")),
+            description=str(dataset.get("SeriesDescription") or ""),
+            number=None if number is None else int(number),
+            orientation=None if not orientation else tuple(float(c) for c in orientation),
             position=_position(dataset),
             shape=(int(dataset.Rows), int(dataset.Columns)),
             spacing=None if not spacing else (float(spacing[0]), float(spacing[1])),
             thickness=parse_step(
                 dataset.get("SpacingBetweenSlices") or dataset.get("SliceThickness")
             ),
-            rescale=Rescale(stored, float(slope or 1), float(intercept or 0)),
-            limits=(-(1 << used - 1), (1 << used - 1) - 1) if signed else (0, (1 << used) - 1),
+            values=Values.of(dataset),
+            syntax=dataset.file_meta.TransferSyntaxUID,
             stamp=stamp_of(path),
         )
+
+
+def _check_is_slice(path: Path, dataset: Any, pydicom: Any) -> None:
+    """Refuse reports, colour images, sequences of frames and whatever else isn't one plane."""
+    kind = str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or "")
+    if kind == _DIRECTORY:
+        raise _NoSliceError(path, "is a directory of other files", "Choose the folder of a series.")
+    if not dataset.get("Rows") or not dataset.get("Columns") or "BitsAllocated" not in dataset:
+        name = pydicom.uid.UID(kind).name if kind else "of unknown kind"
+        raise _NoSliceError(
+            path,
+            f"holds no image ({name.removesuffix(' Storage')})",
+            "Choose the folder of a series of slices.",
+        )
+    if int(dataset.get("SamplesPerPixel") or 1) != 1 or _is_palette(dataset):
+        raise _NoSliceError(path, "is a colour image", "Split it into its channels.")
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    if frames > 1 or "SharedFunctionalGroupsSequence" in dataset:
+        raise _NoSliceError(
+            path,
+            f"holds several frames ({frames}), or is of an enhanced kind that may do so",
+            "Convert it to a series of single files first, for instance with dcm4che's emf2sf.",
+        )
+    bits = int(dataset.BitsAllocated)
+    if bits not in (8, 16, 32, 64) or "PixelRepresentation" not in dataset:
+        raise _NoSliceError(
+            path,
+            f"holds pixels of {bits} bit that are no whole numbers of 8, 16, 32 or 64",
+            "Convert it first.",
+        )
+
+
+def _is_palette(dataset: Any) -> bool:
+    return "PALETTE" in str(dataset.get("PhotometricInterpretation") or "").upper()
 
 
 def _position(dataset: Any) -> float | None:
@@ -159,34 +331,47 @@ def _position(dataset: Any) -> float | None:
     if not place or not orientation:
         return None
     rows, columns = np.reshape(np.array(orientation, float), (2, 3))
-    return float(np.dot(np.cross(rows, columns), np.array(place, float)))
+    position = float(np.dot(np.cross(rows, columns), np.array(place, float)))
+    return position if math.isfinite(position) else None
 
 
-def _choose(
-    path: Path, slices: list[_Slice], names: list[str], wanted: int | None
-) -> tuple[list[_Slice], int]:
-    """The slices of one series in order of position, and the number of the series."""
-    if not slices:
+def _check_readable(one: _Slice, pydicom: Any) -> None:
+    """Refuse what can't be decoded, and claims of more pixels than the file can hold.
+
+    Raises
+    ------
+    FileFormatError, MissingDependencyError
+        with what to do.
+    """
+    with refusing(one.path, "DICOM"):
+        encapsulated = bool(one.syntax.is_encapsulated)
+    compressed = encapsulated or one.syntax.is_deflated
+    check_claimed(one.path, one.shape, one.values.rescale.stored, compressed=compressed)
+    if encapsulated:
+        check_decodable(one.path, one.syntax, pydicom)
+
+
+# --- series ---------------------------------------------------------------------------------------
+
+
+def _choose(path: Path, found: _Folder, wanted: int | None) -> int:
+    """Which stack to take: the wanted one, or the first of those with the most pixels."""
+    count = len(found.stacks)
+    if not count:
+        if found.others:
+            raise found.others[0]
         raise FileFormatError(f"{path} holds no DICOM files. Choose the folder of a series.")
-    if wanted is not None and not 0 <= wanted < len(names):
+    if wanted is not None and not 0 <= wanted < count:
         raise FileFormatError(
-            f"{path} has {len(names)} series, counted from 0: there is no series {wanted}."
+            f"{path} has {count} series, counted from 0: there is no series {wanted}."
         )
-    groups = [[s for s in slices if s.series == name] for name in names]
-    number = wanted if wanted is not None else max(range(len(names)), key=lambda i: len(groups[i]))
-    group = groups[number]
-    placed = all(s.position is not None for s in group)
-    return sorted(group, key=lambda s: (s.position if placed else 0.0, s.number)), number
+    sizes = [len(stack) * math.prod(stack[0].shape) for stack in found.stacks]
+    return sizes.index(max(sizes)) if wanted is None else wanted
 
 
-def _check_shapes(slices: Sequence[_Slice]) -> None:
-    for one in slices:
-        if one.shape != slices[0].shape:
-            raise FileFormatError(
-                f"{one.path} has {one.shape[0]} × {one.shape[1]} pixels, but {slices[0].path} of "
-                f"the same series {slices[0].shape[0]} × {slices[0].shape[1]}. "
-                "Put them into folders of their own."
-            )
+def _in_order(stack: Sequence[_Slice]) -> list[_Slice]:
+    placed = all(s.position is not None for s in stack)
+    return sorted(stack, key=lambda s: ((s.position or 0.0) if placed else 0.0, s.number or 0))
 
 
 def _gaps(slices: Sequence[_Slice]) -> list[float]:
@@ -209,14 +394,54 @@ def _spacing(one: _Slice) -> list[Step]:
     return [UNKNOWN if step is None else (step, "millimeter") for step in steps]
 
 
-def _notes(slices: Sequence[_Slice]) -> Iterator[str]:
-    """Sentences about slices that are missing or there twice."""
+# --- what people are told -------------------------------------------------------------------------
+
+
+def _notes_on_choice(path: Path, found: _Folder, number: int, wanted: int | None) -> Iterator[str]:
+    """A sentence about the other series, where the user chose none."""
+    if wanted is not None or len(found.stacks) == 1:
+        return
+    count = len(found.stacks)
+    listed = ", ".join(f"{i} ({_described(s)})" for i, s in enumerate(found.stacks[: 2 * _NAMED]))
+    more = ", …" if count > 2 * _NAMED else ""
+    other = (number + 1) % count
+    yield (
+        f"{path} holds {count} series, each orientation and size counted: {listed}{more}. Series "
+        f"{number} was read, which has the most pixels. Choose another by its number (series="
+        f"{other}, in a shell --series {other}), or put each into a folder of its own."
+    )
+
+
+def _described(stack: Sequence[_Slice]) -> str:
+    one = stack[0]
+    words = [f"{len(stack)} × {one.shape[0]} × {one.shape[1]}", one.direction, one.description]
+    return " ".join(word for word in words if word)
+
+
+def _notes_on_others(path: Path, others: Sequence[_NoSliceError]) -> Iterator[str]:
+    """A sentence about files that are no slices."""
+    told = [other for other in others if not other.reason.startswith("is a directory")]
+    if told:
+        listed = ", ".join(f"{o.path.name} {o.reason}" for o in told[:_NAMED])
+        more = ", …" if len(told) > _NAMED else ""
+        files = "1 file" if len(told) == 1 else f"{len(told)} files"
+        yield f"{files} of {path} left out as no slice of a series: {listed}{more}."
+
+
+def _notes_on_places(slices: Sequence[_Slice]) -> Iterator[str]:
+    """Sentences about slices that are missing or there twice, or whose order isn't known."""
     folder = slices[0].path.parent
     gaps = _gaps(slices)
     usual = _distance(slices)[0]
+    numbers = [s.number for s in slices]
+    if not gaps and len(slices) > 1 and (None in numbers or len(set(numbers)) < len(numbers)):
+        yield (
+            f"The slices of {folder} tell neither where they are nor, each, a number of their own: "
+            "their order is that of the files' names."
+        )
     doubled = [i + 1 for i, gap in enumerate(gaps) if gap <= _SAME_PLACE * usual]
     if doubled:
-        names = ", ".join(slices[i].path.name for i in doubled[:3])
+        names = ", ".join(slices[i].path.name for i in doubled[:_NAMED])
         yield (
             f"{len(doubled)} slices of {folder} lie where another one does, such as {names}. "
             "All were kept; check whether the series holds two acquisitions."
@@ -229,6 +454,9 @@ def _notes(slices: Sequence[_Slice]) -> Iterator[str]:
             f"About {lacking} slices of {folder} are missing or unevenly spaced, the first between "
             f"{names}. Slices are denoised one by one, so the others don't suffer."
         )
+
+
+# --- pixels ---------------------------------------------------------------------------------------
 
 
 class _Planes:
@@ -245,159 +473,8 @@ class _Planes:
                 f"{one.path} has changed since it was opened. Open the image again."
             )
         with refusing(one.path, "DICOM"):
-            return one.rescale.apply(pydicom.dcmread(one.path).pixel_array, self._dtype)
-
-
-# --- writing --------------------------------------------------------------------------------------
-
-
-def write_dicom(path: Path, volume: Volume, _: str | None) -> None:
-    """A folder with one file a slice; a file, where the name says so and there is one slice."""
-    pydicom = require("pydicom", "dicom", "DICOM files")
-    if volume.axes not in ("YX", "ZYX"):
-        raise FileFormatError(
-            f"A DICOM series has the axes ZYX, and this image has {volume.axes}. "
-            "Write OME-Zarr or TIFF."
-        )
-    planes = planes_of(volume.data, plane_ndim=2)
-    number = 1 if volume.axes == "YX" else volume.data.shape[0]
-    single = is_single(path)
-    if single and number > 1:
-        raise FileFormatError(
-            "A DICOM series is a folder of files: give a name that doesn't end in .dcm."
-        )
-    sources = volume.metadata.get("dicom", {}).get("slices", [])
-    if len(sources) != number:
-        sources = [None] * number
-    series = _NewSeries(pydicom, volume)
-    if not single:
-        path.mkdir()
-    for index, (plane, source) in enumerate(zip(planes, sources, strict=True)):
-        dataset = series.derived(*source) if source else series.captured(index, plane)
-        rescale = source[1] if source else Rescale(plane.dtype)
-        _set_pixels(dataset, plane, rescale)
-        target = path if single else path / f"{index + 1:06d}.dcm"
-        dataset.save_as(target, enforce_file_format=True)
-
-
-def is_single(path: Path) -> bool:
-    """Whether one file is written to a path, not a folder of them."""
-    return path.name.lower().endswith(DICOM_SUFFIXES)
-
-
-def foreign_in_series(folder: Path) -> Path | None:
-    """The first thing in a folder that `write_dicom` wouldn't have made; None if there is none."""
-    own = re.compile(r"\d{6,}\.dcm")
-    entries = sorted(folder.iterdir())
-    return next((e for e in entries if not (own.fullmatch(e.name) and e.is_file())), None)
-
-
-@dataclass
-class _NewSeries:
-    """Makes the headers of a series that is derived from another, or of a captured one."""
-
-    pydicom: Any
-    volume: Volume
-
-    def __post_init__(self) -> None:
-        uid = self.pydicom.uid.generate_uid
-        self.series, self.study, self.frame = uid(), uid(), uid()
-        self.note = self.volume.metadata.get("processing") or "Written by napari-learned-diffusion"
-        self.now = datetime.now()
-
-    def derived(self, path: str, _: Rescale) -> Any:
-        """The header of a slice that was computed from the slice at ``path``."""
-        pydicom = self.pydicom
-        with refusing(Path(path), "DICOM"):
-            dataset = pydicom.dcmread(path, stop_before_pixels=True)
-        reference = pydicom.Dataset()
-        reference.ReferencedSOPClassUID = dataset.SOPClassUID
-        reference.ReferencedSOPInstanceUID = dataset.SOPInstanceUID
-        dataset.SourceImageSequence = [reference]
-        kind = list(dataset.get("ImageType") or ["ORIGINAL", "PRIMARY"])
-        dataset.ImageType = ["DERIVED", *kind[1:]]
-        dataset.DerivationDescription = self.note[:1024]
-        description = f"{dataset.get('SeriesDescription', '')} denoised".strip()
-        dataset.SeriesDescription = description[-64:]
-        self._name(dataset)
-        return dataset
-
-    def captured(self, index: int, plane: NDArray[Any]) -> Any:
-        """The header of a slice that no DICOM file is known for: secondary capture, anonymous."""
-        pydicom, volume = self.pydicom, self.volume
-        if plane.dtype.kind not in "iu" or plane.dtype.itemsize > 2:
-            raise FileFormatError(
-                f"DICOM holds whole numbers of up to 16 bits, and this image is of {plane.dtype}. "
-                "Write OME-Zarr, NIfTI or TIFF, or convert it first."
-            )
-        dataset = pydicom.Dataset()
-        dataset.file_meta = pydicom.dataset.FileMetaDataset()
-        dataset.SOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
-        dataset.StudyInstanceUID = self.study
-        dataset.Modality, dataset.ConversionType = "OT", "WSD"
-        dataset.PatientName = dataset.PatientID = dataset.StudyID = dataset.AccessionNumber = ""
-        dataset.PatientBirthDate = dataset.PatientSex = dataset.ReferringPhysicianName = ""
-        dataset.StudyDate, dataset.StudyTime = "", ""
-        dataset.ImageType = ["DERIVED", "SECONDARY"]
-        dataset.SeriesDescription = volume.name[:64]
-        dataset.DerivationDescription = self.note[:1024]
-        dataset.SeriesNumber, dataset.InstanceNumber = 1, index + 1
-        dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
-        dataset.Rows, dataset.Columns = plane.shape
-        dataset.BitsAllocated = dataset.BitsStored = 8 * plane.dtype.itemsize
-        dataset.HighBit = dataset.BitsStored - 1
-        dataset.PixelRepresentation = int(plane.dtype.kind == "i")
-        self._place(dataset, index)
-        self._name(dataset)
-        return dataset
-
-    def _place(self, dataset: Any, index: int) -> None:
-        """Voxel size and place, where they are known in units of length."""
-        lengths = {
-            axis: step * MICROMETERS[unit] / MICROMETERS["millimeter"]
-            for axis in self.volume.axes
-            for step, unit in [self.volume.step(axis)]
-            if unit in MICROMETERS
-        }
-        if {"X", "Y"} <= set(lengths):
-            dataset.PixelSpacing = [lengths["Y"], lengths["X"]]
-        if "Z" in lengths:
-            dataset.FrameOfReferenceUID = self.frame
-            dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
-            dataset.ImagePositionPatient = [0, 0, float(f"{index * lengths['Z']:.10g}")]
-
-    def _name(self, dataset: Any) -> None:
-        """UIDs of its own, the program, and the encoding that pixels will have."""
-        uids = self.pydicom.uid
-        dataset.SOPInstanceUID = uids.generate_uid()
-        dataset.SeriesInstanceUID = self.series
-        dataset.InstanceCreationDate = self.now.strftime("%Y%m%d")
-        dataset.InstanceCreationTime = self.now.strftime("%H%M%S")
-        meta = dataset.file_meta
-        meta.MediaStorageSOPClassUID = dataset.SOPClassUID
-        meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
-        meta.TransferSyntaxUID = uids.ExplicitVRLittleEndian
-        equipment = self.pydicom.Dataset()
-        equipment.Manufacturer = "napari-learned-diffusion"
-        equipment.ContributionDescription = self.note[:1024]
-        purpose = self.pydicom.Dataset()
-        purpose.CodeValue, purpose.CodingSchemeDesignator = "109102", "DCM"
-        purpose.CodeMeaning = "Processing Equipment"
-        equipment.PurposeOfReferenceCodeSequence = [purpose]
-        known = list(dataset.get("ContributingEquipmentSequence") or [])
-        dataset.ContributingEquipmentSequence = [*known, equipment]
-
-
-def _set_pixels(dataset: Any, plane: NDArray[Any], rescale: Rescale) -> None:
-    used = int(dataset.BitsStored)
-    signed = bool(dataset.PixelRepresentation)
-    lowest, highest = (-(1 << used - 1), (1 << used - 1) - 1) if signed else (0, (1 << used) - 1)
-    stored = rescale.undo(plane, lowest, highest)
-    for name in ("SmallestImagePixelValue", "LargestImagePixelValue"):
-        if name in dataset:
-            delattr(dataset, name)
-    # Written by name and not through pydicom's set_pixel_data, which changes the rescaling.
-    content = stored.astype(stored.dtype.newbyteorder("<")).tobytes()
-    dataset.add_new("PixelData", "OB" if stored.dtype.itemsize == 1 else "OW", content)
-    if len(content) % 2:
-        dataset.PixelData += b"\0"
+            dataset = read_elements(one.path, pydicom)
+            # The bits above those that are used can hold anything; but padding may use them.
+            dataset.pixel_array_options(correct_unused_bits=not one.values.is_padded_beyond)
+            stored = decoded(one.path, dataset, one.shape, pydicom)
+            return one.values.apply(stored, self._dtype)

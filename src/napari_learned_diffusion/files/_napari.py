@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from napari_learned_diffusion.core.errors import FileFormatError
+from napari_learned_diffusion.files._dicom import read_dicom_files
 from napari_learned_diffusion.files._units import PIXEL
 from napari_learned_diffusion.files._zarr import colour_of, window_of
-from napari_learned_diffusion.files.formats import format_of, read, supported_suffixes, write
+from napari_learned_diffusion.files.formats import (
+    FORMATS,
+    format_of,
+    read,
+    supported_suffixes,
+    write,
+)
 from napari_learned_diffusion.files.volume import Volume
 
 if TYPE_CHECKING:
@@ -43,15 +51,21 @@ def get_reader(path: PathLike | Sequence[PathLike]) -> Callable[[Any], list[Laye
 
 
 def _is_ours(path: Path) -> bool:
-    if path.is_dir():
+    try:
         return format_of(path) is not None
-    return path.name.lower().endswith(supported_suffixes())
+    except OSError:  # told when it is read
+        return path.name.lower().endswith(supported_suffixes())
 
 
 def _read_layers(path: PathLike | Sequence[PathLike]) -> list[LayerData]:
     if isinstance(path, Sequence) and not isinstance(path, str):
-        return [_layer(_stack(path))]
-    return [_layer(read(path))]
+        volume = _stack(path)
+    else:
+        volume = read(path)
+    for note in volume.metadata.get("notes", ()):
+        # napari shows warnings to the user.
+        warnings.warn(note, stacklevel=2)
+    return [_layer(volume)]
 
 
 def _stack(paths: Sequence[PathLike]) -> Volume:
@@ -61,6 +75,9 @@ def _stack(paths: Sequence[PathLike]) -> Volume:
     """
     import dask.array as da
 
+    files = [Path(path) for path in paths]
+    if len(files) > 1 and all(f.is_file() and format_of(f) is FORMATS["dicom"] for f in files):
+        return read_dicom_files(files[0].parent, files, None, True)
     volumes = [read(path, lazy=True) for path in paths]
     first = volumes[0]
     if len(volumes) == 1:
@@ -83,6 +100,7 @@ def _stack(paths: Sequence[PathLike]) -> Volume:
         axes=axis + first.axes,
         scale=(1.0, *first.scale),
         units=(PIXEL, *first.units),
+        missing=tuple(sorted({value for volume in volumes for value in volume.missing})),
     )
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from napari_learned_diffusion.core import atomic
 from napari_learned_diffusion.core.errors import (
@@ -15,14 +15,9 @@ from napari_learned_diffusion.core.errors import (
     FileWriteError,
     InvalidSettingError,
 )
-from napari_learned_diffusion.files._dicom import (
-    DICOM_SUFFIXES,
-    files_of_series,
-    foreign_in_series,
-    is_single,
-    read_dicom,
-    write_dicom,
-)
+from napari_learned_diffusion.files._dicom import DICOM_SUFFIXES, is_series, read_dicom
+from napari_learned_diffusion.files._dicom_stream import is_dicom
+from napari_learned_diffusion.files._dicom_write import foreign_in_series, is_single, write_dicom
 from napari_learned_diffusion.files._extras import readable, refusing
 from napari_learned_diffusion.files._lazy import files_behind
 from napari_learned_diffusion.files._mrc import MRC_SUFFIXES, read_mrc, write_mrc
@@ -100,7 +95,7 @@ FORMATS: dict[str, Format] = {
             read_dicom,
             write_dicom,
             "",
-            lambda folder: bool(files_of_series(folder)),
+            is_series,
             makes_folder=lambda path: not is_single(path),
             foreign=foreign_in_series,
         ),
@@ -202,7 +197,8 @@ def write(
     ----------
     path
         Where to; the suffix chooses the format unless ``format`` is given. A DICOM series and an
-        OME-Zarr become folders.
+        OME-Zarr become folders; the name of such a series needs no suffix where the volume was
+        read from one.
     volume
         What to write.
     overwrite
@@ -229,7 +225,7 @@ def write(
         if ``compression`` isn't known.
     """
     path = Path(path)
-    file_format = FORMATS[format] if format else format_by_suffix(path)
+    file_format = FORMATS[format] if format else format_to_write(path, volume.metadata)
     if file_format is None:
         raise FileFormatError(_unknown(path))
     check_compression(file_format, compression)
@@ -291,7 +287,10 @@ def supported_suffixes() -> tuple[str, ...]:
 
 
 def format_of(path: Path) -> Format | None:
-    """The format of a file by its suffix or of a folder by what is in it; None if there is none.
+    """The format of a file or a folder; None if there is none.
+
+    A file's suffix decides, or where it is unknown whether the content is DICOM; of a folder what
+    is in it.
 
     Raises
     ------
@@ -300,13 +299,26 @@ def format_of(path: Path) -> Format | None:
     """
     if path.is_dir():
         return next((f for f in FORMATS.values() if f.is_folder(path)), None)
-    return format_by_suffix(path)
+    found = format_by_suffix(path)
+    # Scanners and archives name files by numbers and UIDs.
+    return FORMATS["dicom"] if found is None and path.is_file() and is_dicom(path) else found
 
 
 def format_by_suffix(path: Path) -> Format | None:
     """The format that a name stands for; None if there is none."""
     name = path.name.lower()
     return next((f for f in FORMATS.values() if name.endswith(f.suffixes)), None)
+
+
+def format_to_write(path: Path, metadata: Mapping[str, Any]) -> Format | None:
+    """The format that a name stands for; None if there is none.
+
+    A name without a suffix, or with a number as UIDs have it, is a series where ``metadata`` says
+    that the image is of DICOM.
+    """
+    found = format_by_suffix(path)
+    bare = not path.suffix or path.suffix[1:].isdecimal()
+    return FORMATS["dicom"] if found is None and bare and "dicom" in metadata else found
 
 
 def _unknown(path: Path) -> str:

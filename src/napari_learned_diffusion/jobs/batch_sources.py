@@ -268,13 +268,21 @@ def _inside(folder: Path, root: Path, out: Path, seen: set[Path]) -> Iterator[So
                 yield Source(path, name)
             else:
                 yield from _inside(path, root, out, seen)
-        elif path.name.lower().endswith(supported_suffixes()) and _may_be_input(path):
+        elif _may_be_input(path) and _is_file_of_a_format(path):
             yield Source(path, name)
 
 
 def _may_be_input(path: Path) -> bool:
     """Whether to look at it: a file, a folder, or a broken link, which is told when it is read."""
     return path.is_file() or path.is_dir() or (path.is_symlink() and not path.exists())
+
+
+def _is_file_of_a_format(path: Path) -> bool:
+    """Whether a file's name, or where that doesn't tell its content, is of a known format."""
+    try:
+        return format_of(path) is not None
+    except OSError:  # one that can't be read and isn't called like an image
+        return False
 
 
 def _is_scratch(folder: Path) -> bool:
