@@ -177,7 +177,9 @@ def copy_file(source: Path, target: Path, *, overwrite: bool) -> None:
 
 def aside_name(path: Path) -> str:
     """A name for a file while it is written: hidden, with its suffix, and never too long."""
-    suffix = path.suffix if len(path.suffix.encode("utf-8", "replace")) <= _SUFFIX_BYTES else ""
+    # Of two, such as .ome.tif, both: they say in which form it is to be written.
+    kept = ("".join(path.suffixes[-2:]), path.suffix, "")
+    suffix = next(s for s in kept if len(s.encode("utf-8", "replace")) <= _SUFFIX_BYTES)
     return f".{shortened(path.stem, _STEM_BYTES)}.{secrets.token_hex(4)}.part{suffix}"
 
 

@@ -4,9 +4,11 @@
 same to napari. A format is one entry of ``FORMATS`` in `formats`:
 
 - TIFF: plain and multi-page TIFF, ImageJ hyperstacks (also those over 4 GB with one directory),
-  OME-TIFF, BigTIFF, with any compression that imagecodecs knows. Written is the first of ImageJ
-  TIFF, OME-TIFF and tifffile's own "shaped" TIFF that can carry the volume's type, axes, voxel size
-  and units without loss; BigTIFF where 4 GB don't suffice;
+  OME-TIFF, BigTIFF, with any compression that imagecodecs knows. Several images of one kind, such
+  as positions, are a stack. Written is the flavour that the name promises (``.ome.tif``) or the
+  source had, or the first of ImageJ TIFF, OME-TIFF and tifffile's own "shaped" TIFF that can carry
+  the volume's type, axes, voxel size and units without loss; BigTIFF where 4 GB don't suffice. What
+  the source said in OME-XML or ImageJ's words comes back;
 - MRC and CCP4 maps, header, extended header and IMOD's flags kept;
 - DICOM series, ordered by position, in rescaled values such as Hounsfield units; written as a
   series derived from the one that was read;

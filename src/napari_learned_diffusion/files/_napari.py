@@ -32,7 +32,11 @@ if TYPE_CHECKING:
 _CHANNELS_TO_SPLIT = 7
 """Up to so many channels become layers of their own; more of them are a spectrum."""
 
-_HEADERS = ("mrc", "dicom", "nifti", "omero")
+_HEADERS = (
+    *("mrc", "dicom", "nifti", "omero"),
+    # What TIFF says about its images, and by what pixels mean the same again.
+    *("ome", "imagej", "stacked", "photometric", "palette", "pixel_type"),
+)
 """Metadata of a volume that its format writes back."""
 
 _AXIS_WORDS = {"time": "T", "depth": "Z", "channel": "C", "channels": "C", "frame": "T"}
@@ -59,13 +63,27 @@ def _is_ours(path: Path) -> bool:
 
 def _read_layers(path: PathLike | Sequence[PathLike]) -> list[LayerData]:
     if isinstance(path, Sequence) and not isinstance(path, str):
-        volume = _stack(path)
+        volumes = [_stack(path)]
     else:
-        volume = read(path)
-    for note in volume.metadata.get("notes", ()):
+        volumes = _images(path)
+    for note in (note for volume in volumes for note in volume.metadata.get("notes", ())):
         # napari shows warnings to the user.
         warnings.warn(note, stacklevel=2)
-    return [_layer(volume)]
+    return [_layer(volume) for volume in volumes]
+
+
+def _images(path: PathLike) -> list[Volume]:
+    """The images of a file in its order: one, or all those that don't fit together in a stack."""
+    volume = read(path)
+    others = volume.metadata.get("other_series", ())
+    if not others:
+        return [volume]
+    first = volume.metadata["series"]
+    # As all are shown, the note on which one was taken isn't true here.
+    told = {key: value for key, value in volume.metadata.items() if key != "notes"}
+    volumes = {first: replace(volume, metadata=told)}
+    volumes |= {number: read(path, series=number) for number in others}
+    return [volumes[number] for number in sorted(volumes)]
 
 
 def _stack(paths: Sequence[PathLike]) -> Volume:
@@ -83,6 +101,10 @@ def _stack(paths: Sequence[PathLike]) -> Volume:
     if len(volumes) == 1:
         return first
     for path, volume in zip(paths, volumes, strict=True):
+        if volume.metadata.get("other_series"):
+            raise FileFormatError(
+                f"{path} holds several images, which don't fit together: open it by itself."
+            )
         if (volume.data.shape, volume.data.dtype, volume.axes) != (
             first.data.shape,
             first.data.dtype,
@@ -136,6 +158,8 @@ def _layer(volume: Volume) -> LayerData:
         kwargs |= _channel_display(volume, count)
     elif "contrast_limits" in volume.metadata and "rgb" not in kwargs:
         kwargs["contrast_limits"] = volume.metadata["contrast_limits"]
+    if "rgb" not in kwargs and volume.metadata.get("photometric") == "miniswhite":
+        kwargs["colormap"] = "gray_r"
     return (
         data,
         {

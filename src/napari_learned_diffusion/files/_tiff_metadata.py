@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
 
+from napari_learned_diffusion.files._tiff_ome import OmeImages
 from napari_learned_diffusion.files._units import (
     MICROMETERS,
     PIXEL,
@@ -32,58 +32,79 @@ _RESOLUTION_UNITS = {2: "inch", 3: "centimeter", 4: "millimeter", 5: "micrometer
 """Values of the ResolutionUnit tag: the standard's two, and two that are in use."""
 
 
-def note_in(tif: TiffFile, number: int) -> dict[str, Any]:
-    """What `write` has left in the file beyond the format's own fields."""
-    note: Any = None
-    match tif.series[number].kind:
-        case "imagej":
-            note = (tif.imagej_metadata or {}).get(NOTE)
-        case "ome":
-            note = next((e.text for e in _ome_root(tif).iter() if e.get("K") == NOTE), None)
-        case "shaped":
-            note = _shaped_words_of(tif, number).get(NOTE)
-    with suppress(ValueError, TypeError):
-        note = json.loads(note)
-    return note if isinstance(note, dict) else {}
+class Description:
+    """What a TIFF says in words, XML or JSON about its series, parsed once.
 
+    Parameters
+    ----------
+    tif
+        The file, open.
+    """
 
-def calibration(
-    tif: TiffFile, number: int, note: Mapping[str, Any]
-) -> tuple[dict[str, Step], dict[str, Any]]:
-    """Step and unit of each axis of which they are known, and the metadata worth keeping."""
-    series = tif.series[number]
-    metadata: dict[str, Any]
-    match series.kind:
-        case "ome":
-            steps, metadata = _ome_calibration(tif, number)
-        case "imagej":
-            steps, metadata = _imagej_calibration(series.keyframe, tif.imagej_metadata or {})
-            metadata["format"] = "ImageJ TIFF"
-        case _:
-            words = _shaped_words_of(tif, number)
+    def __init__(self, tif: TiffFile) -> None:
+        self._tif = tif
+        kinds = {series.kind for series in tif.series}
+        self._ome = OmeImages(tif) if "ome" in kinds else None
+        self._imagej = (tif.imagej_metadata or {}) if "imagej" in kinds else {}
+        self._shaped = (tif.shaped_metadata or ()) if "shaped" in kinds else ()
+
+    def name(self, number: int) -> str:
+        """Name of a series, or its number."""
+        if self._ome is not None:
+            return self._ome.name(number)
+        return str(self._tif.series[number].name or number)
+
+    def note(self, number: int) -> dict[str, Any]:
+        """What `write` has left in the file beyond the format's own fields."""
+        note: Any = None
+        match self._tif.series[number].kind:
+            case "imagej":
+                note = self._imagej.get(NOTE)
+            case "ome" if self._ome is not None:
+                note = self._ome.mapped.get(NOTE)
+            case "shaped":
+                note = self._words(number).get(NOTE)
+        with suppress(ValueError, TypeError):
+            note = json.loads(note)
+        return note if isinstance(note, dict) else {}
+
+    def calibration(self, number: int) -> tuple[dict[str, Step], dict[str, Any]]:
+        """Step and unit of each axis of which they are known, and the metadata worth keeping."""
+        series, note = self._tif.series[number], self.note(number)
+        metadata: dict[str, Any]
+        if series.kind == "ome" and self._ome is not None:
+            steps, metadata = self._ome.calibration(number)
+        elif series.kind == "imagej":
+            steps, metadata = _imagej_calibration(series.keyframe, self._imagej)
+        else:
+            words = self._words(number)
             # tifffile's own files may tell the voxel size in ImageJ's words.
             steps = _word_steps(series.keyframe, words) if "unit" in words else {}
             steps = steps or _tag_steps(series.keyframe)
             metadata = {"format": "TIFF"}
-    for axis, scale, unit in zip(
-        note.get("axes", ""), note.get("scale", ()), note.get("units", ()), strict=False
-    ):
-        steps[axis] = (float(scale), str(unit))
-    metadata |= {key: note[key] for key in NOTED_METADATA if key in note}
-    if "contrast_limits" in metadata:
-        metadata["contrast_limits"] = tuple(metadata["contrast_limits"])
-    return steps, metadata
+        for axis, scale, unit in zip(
+            note.get("axes", ""), note.get("scale", ()), note.get("units", ()), strict=False
+        ):
+            steps[axis] = (float(scale), str(unit))
+        metadata |= {key: note[key] for key in NOTED_METADATA if key in note}
+        if "contrast_limits" in metadata:
+            metadata["contrast_limits"] = tuple(metadata["contrast_limits"])
+        return steps, metadata
+
+    def source(self, numbers: Sequence[int]) -> dict[str, Any]:
+        """Metadata by which the words of some series come back when they are written."""
+        if self._ome is None:
+            return {}
+        return {"ome": {"xml": self._ome.text, "images": self._ome.ids(numbers)}}
+
+    def _words(self, number: int) -> dict[str, Any]:
+        """The JSON that tifffile keeps in its own TIFFs, for one series."""
+        return self._shaped[number] if number < len(self._shaped) else {}
 
 
 def is_signed(imagej: Mapping[str, Any]) -> bool:
     """Whether 16-bit values are ImageJ's way of storing signed ones: the line value − 32768."""
     return (imagej.get("cf"), imagej.get("c0"), imagej.get("c1")) == (0, -SIGNED_OFFSET, 1)
-
-
-def _shaped_words_of(tif: TiffFile, number: int) -> dict[str, Any]:
-    """The JSON that tifffile keeps in its own TIFFs, for one series."""
-    descriptions = tif.shaped_metadata or ()
-    return descriptions[number] if number < len(descriptions) else {}
 
 
 def pixel_size(resolution: object, length: float = 1.0) -> float | None:
@@ -156,42 +177,28 @@ def _word_steps(page: TiffPage, words: Mapping[str, Any]) -> dict[str, Step]:
     return steps
 
 
+def display_range(words: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Contrast limits of an ImageJ file's first channel, as values of its pixels."""
+    ranges = words.get("Ranges")
+    low, high = ranges[:2] if ranges else (words.get("min"), words.get("max"))
+    if not (isinstance(low, int | float) and isinstance(high, int | float)):
+        return None
+    offset = SIGNED_OFFSET if is_signed(words) else 0
+    limits = float(low) - offset, float(high) - offset
+    return limits if math.isfinite(low) and math.isfinite(high) and low < high else None
+
+
 def _imagej_calibration(
     page: TiffPage, words: Mapping[str, Any]
 ) -> tuple[dict[str, Step], dict[str, Any]]:
     """Steps and metadata of an ImageJ file; its contrast limits are those of the first channel."""
-    metadata: dict[str, Any] = {"imagej": {k: v for k, v in words.items() if k != NOTE}}
-    limits = words.get("Ranges", (words.get("min"), words.get("max")))[:2]
-    if all(isinstance(limit, int | float) for limit in limits) and limits[0] < limits[1]:
-        offset = SIGNED_OFFSET if is_signed(words) else 0
-        metadata["contrast_limits"] = tuple(float(limit) - offset for limit in limits)
+    metadata: dict[str, Any] = {
+        "format": "ImageJ TIFF",
+        "imagej": {k: v for k, v in words.items() if k != NOTE},
+    }
+    if (limits := display_range(words)) is not None:
+        metadata["contrast_limits"] = limits
+    labels = words.get("Labels", [])
+    if isinstance(labels, list) and 1 < len(labels) == words.get("channels"):
+        metadata["channel_names"] = [str(label) for label in labels]
     return _word_steps(page, words), metadata
-
-
-def _ome_root(tif: TiffFile) -> ElementTree.Element:
-    return ElementTree.fromstring(tif.ome_metadata or "<OME/>")
-
-
-def _ome_calibration(tif: TiffFile, number: int) -> tuple[dict[str, Step], dict[str, Any]]:
-    """Steps and metadata from the OME-XML of a series."""
-    steps: dict[str, Step] = {}
-    metadata: dict[str, Any] = {"format": "OME-TIFF"}
-    images = _ome_root(tif).findall("{*}Image")
-    if len(images) != len(tif.series):
-        # Images without pixels are no series of tifffile's: then only the name tells.
-        name = tif.series[number].name
-        image = next((image for image in images if image.get("Name") == name), None)
-    else:
-        image = images[number]
-    pixels = None if image is None else image.find("{*}Pixels")
-    if pixels is None:
-        return steps, metadata
-    for axis in "XYZ":
-        if (size := parse_step(pixels.get(f"PhysicalSize{axis}"))) is not None:
-            steps[axis] = (size, parse_unit(pixels.get(f"PhysicalSize{axis}Unit", "µm")))
-    if (interval := parse_step(pixels.get("TimeIncrement"))) is not None:
-        steps["T"] = (interval, parse_unit(pixels.get("TimeIncrementUnit", "s")))
-    names = [channel.get("Name") for channel in pixels.findall("{*}Channel")]
-    if any(names):
-        metadata["channel_names"] = [name or f"channel {i}" for i, name in enumerate(names)]
-    return steps, metadata

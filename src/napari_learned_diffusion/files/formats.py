@@ -112,8 +112,9 @@ def read(path: PathLike, *, series: int | None = None, lazy: bool | None = None)
     path
         The file, or the folder of a DICOM series or an OME-Zarr.
     series
-        Which of the images in the file, counted from 0. None takes the one with the most
-        pixels (the first of several), so that thumbnails and labels are passed over.
+        Which of the images in the file, counted from 0. None passes over thumbnails and labels,
+        and takes all others of a TIFF as a stack where they are alike; otherwise the one with the
+        most pixels (the first of several), and ``metadata["notes"]`` says what was left out.
     lazy
         True for a dask array of one chunk a plane, read when computed; False for a numpy array;
         None for a dask array above `LAZY_ABOVE` bytes of pixels.

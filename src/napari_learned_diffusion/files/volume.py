@@ -39,7 +39,8 @@ class Volume:
         For people: the file's name without its suffix.
     metadata
         What else the file said: ``source`` (path), ``format``, ``series``, and where present
-        ``contrast_limits``, ``channel_names``, ``placement`` (translate, affine …), ``imagej``.
+        ``contrast_limits``, ``channel_names``, ``placement`` (translate, affine …), ``notes``
+        (sentences on what was left out) and what a format writes back, such as ``imagej``.
     missing
         Values that the file declares to be no intensities, such as DICOM's pixel padding value or
         a fill value, in the units of ``data``. Pixels that have one are masked.
