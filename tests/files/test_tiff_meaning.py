@@ -166,13 +166,19 @@ def test_types_and_layouts_are_read_exactly(
     np.testing.assert_array_equal(read_both(write(tmp_path / "b.tif", volume)).data, data)
 
 
-@pytest.mark.parametrize("planar", ["contig", "separate"])
-@pytest.mark.parametrize("compression", [None, "zlib", "jpeg"])
+@pytest.mark.parametrize(
+    ("planar", "compression"),
+    [
+        ("contig", None),
+        ("contig", "zlib"),
+        ("contig", "jpeg"),
+        ("separate", None),
+        ("separate", "zlib"),
+    ],
+)
 def test_colour_is_read_however_stored(
     tmp_path: Path, planar: Any, compression: str | None
 ) -> None:
-    if planar == "separate" and compression == "jpeg":
-        pytest.skip("tifffile doesn't write it")
     data = np.random.default_rng(0).integers(0, 255, (16, 24, 3), np.uint8)
     stored = data if planar == "contig" else np.moveaxis(data, -1, 0)
     path = tmp_path / "a.tif"
