@@ -112,7 +112,7 @@ def _denoise(
     if way == "memory":
         start = time.perf_counter()
         volume = read(source, lazy=False)
-        done = run(denoise_stack(volume.data, config, measure=False))
+        done = run(denoise_stack(volume.data, config))
         out.mkdir()
         write(out / source.name, replace(volume, data=done.image))
         return time.perf_counter() - start, done.report.seconds, 1

@@ -59,7 +59,7 @@ def restored(
     config = DiffusionConfig(model=key, noise=noise, device="cpu")
     plane = noisy.astype(np.float32)
     maps = MapsConfig(diffusivity=True)
-    result = run(denoise_plane(plane, config, maps=maps, measure=False))
+    result = run(denoise_plane(plane, config, maps=maps))
     if result.diffusivity is None:
         raise RuntimeError(f"{key} did no step.")
     return result.image.astype(np.float64), result.diffusivity

@@ -128,7 +128,7 @@ def score(data: Data, model: str, noise_kind: str) -> list[float]:
 
     numbers = [i for i, _ in data.measured]
     config = DiffusionConfig(model=model, noise_kind=noise_kind)
-    result = run(denoise_stack(data.noisy[numbers], config, measure=False)).image
+    result = run(denoise_stack(data.noisy[numbers], config)).image
     return [
         slice_psnr(plane[rows], data.reference[i][rows], None)
         for plane, (i, rows) in zip(result, data.measured, strict=True)

@@ -121,7 +121,7 @@ def with_model(key: str, options: argparse.Namespace, stack: NDArray[Any], count
     start = time.perf_counter()
     config = DiffusionConfig(model=key, device=options.device, noise_scope=options.noise_scope)
     prepared = prepare(stack, config)
-    result = run(denoise_stack(stack[:count], prepared=prepared, measure=False)).image
+    result = run(denoise_stack(stack[:count], prepared=prepared)).image
     seconds = (time.perf_counter() - start) / count
     noise = prepared.noise.describe()
     if prepared.slice_by_slice:

@@ -33,6 +33,7 @@ from napari_learned_diffusion.core.noise import (
     Rician,
 )
 from napari_learned_diffusion.files import Volume, _lazy, read, write
+from napari_learned_diffusion.jobs.prepare import Prepared
 from napari_learned_diffusion.recipe import as_shell
 
 SCALE, UNITS = (2.5, 0.4, 0.3), ("micrometer", "micrometer", "micrometer")
@@ -257,19 +258,25 @@ def settings_of(
     """What the job of ``denoise`` gets to see."""
     seen: list[Any] = []
 
-    def job(stack: Any, config: DiffusionConfig, **rest: Any) -> None:
-        seen.append((config, rest))
+    def prepare(stack: Any, config: DiffusionConfig, **_: Any) -> Prepared:
+        return Prepared(config, None, config)
+
+    def job(stack: Any, prepared: Prepared, **rest: Any) -> None:
+        seen.append((prepared.requested, rest))
         raise _RecordedError("stop")
 
+    monkeypatch.setattr("napari_learned_diffusion.jobs.denoise.prepare", prepare)
     monkeypatch.setattr("napari_learned_diffusion.jobs.denoise.denoise_stack", job)
-    assert "stop" in fail("denoise", source, source.parent / "unwritten.tif", *options)
+    result = invoke("denoise", source, source.parent / "unwritten.tif", *options)
+    assert "Error: stop" in result.stderr, result.output
     config, rest = seen[0]
     return config, rest
 
 
 CONFIG_OPTIONS: list[tuple[tuple[object, ...], dict[str, object]]] = [
     (("--model", "perona-malik"), {"model": "perona-malik"}),
-    (("-n", 7), {"iterations": 7}),
+    (("-n", 4), {"iterations": 4}),
+    (("--dtype", "float32"), {"dtype": "float32"}),
     (("--iterations", 0), {"iterations": 0}),
     (("--noise", "poisson-gaussian"), {"noise_kind": "poisson-gaussian"}),
     (("--noise", "gaussian"), {"noise_kind": "gaussian"}),
@@ -615,7 +622,7 @@ class TestReports:
         assert re.search(r"Noise +Gaussian, standard deviation 8 \(given\)", text)
         assert re.search(r"Iterations +2", text)
         assert re.search(r"Time +[\d.]+ s on CPU", text)
-        assert re.search(r"Noise level +8 → [\d.]+", text)
+        assert re.search(r"Removed +[\d.]+ of 8 \(\d+% of the noise variance\)", text)
         assert re.search(r"Mean +moved by", text)
         assert re.search(r"Range +kept: ", text)
 

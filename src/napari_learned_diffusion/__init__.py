@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         MapsConfig,
         TilingConfig,
     )
-    from napari_learned_diffusion.core.errors import LearnedDiffusionError
+    from napari_learned_diffusion.core.errors import LearnedDiffusionError, LearnedDiffusionWarning
     from napari_learned_diffusion.core.noise import (
         Correlated,
         Gaussian,
@@ -43,6 +43,7 @@ __all__ = [
     "FineTuned",
     "Gaussian",
     "LearnedDiffusionError",
+    "LearnedDiffusionWarning",
     "MapsConfig",
     "ModelCard",
     "NoiseEstimate",
@@ -68,6 +69,7 @@ _HOMES = {
     "FineTuned": "jobs.finetune:FineTuned",
     "Gaussian": "core.noise:Gaussian",
     "LearnedDiffusionError": "core.errors:LearnedDiffusionError",
+    "LearnedDiffusionWarning": "core.errors:LearnedDiffusionWarning",
     "MapsConfig": "config:MapsConfig",
     "ModelCard": "core.zoo:ModelCard",
     "NoiseEstimate": "core.noise_estimation:NoiseEstimate",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from napari_learned_diffusion.config import (
     DEFAULT_MODEL,
@@ -14,23 +15,28 @@ from napari_learned_diffusion.config import (
     FineTuneConfig,
     FineTuneMode,
     MapsConfig,
+    NoiseChoice,
     NoiseModel,
+    ResultType,
     TilingConfig,
     noise_from_arguments,
 )
-from napari_learned_diffusion.core.errors import InvalidSettingError
+from napari_learned_diffusion.core.errors import InvalidSettingError, LearnedDiffusionWarning
+from napari_learned_diffusion.jobs.arrays import as_image
 from napari_learned_diffusion.jobs.denoise import Denoised, denoise_lazy, denoise_stack
 from napari_learned_diffusion.jobs.finetune import FineTuned
 from napari_learned_diffusion.jobs.finetune import fine_tune as fine_tune_job
 from napari_learned_diffusion.jobs.planes import PlaneAxes, check_image
+from napari_learned_diffusion.jobs.prepare import Prepared, prepare
 from napari_learned_diffusion.jobs.progress import run
 from napari_learned_diffusion.jobs.regions import Region, regions_of_mask
+from napari_learned_diffusion.jobs.result_type import result_type
 
 
 def denoise(
     image: Any,
     model: str = DEFAULT_MODEL,
-    noise: NoiseModel | None = None,
+    noise: NoiseModel | NoiseChoice | None = None,
     noise_sigma: float | None = None,
     iterations: int | None = None,
     device: Device = "auto",
@@ -38,6 +44,7 @@ def denoise(
     axes: PlaneAxes = (-2, -1),
     spacing: tuple[float, float] = (1.0, 1.0),
     tile: int | None = None,
+    dtype: DTypeLike | ResultType | None = None,
     **advanced: Any,
 ) -> Any:
     r"""Denoise an image, or every plane of a stack, by nonlinear diffusion.
@@ -45,20 +52,24 @@ def denoise(
     .. math:: \partial_t u = \operatorname{div}\bigl(g \nabla u\bigr)
 
     with conductances :math:`g \ge 0` from the model, limited so that every step only averages: the
-    mean is preserved, and no value leaves the range of its plane.
+    mean is preserved, and no value leaves the range of its plane. Where the result has whole
+    numbers, it is rounded.
 
     Parameters
     ----------
     image
-        Array of at least two dimensions, integers or floats, in any unit. NaN and infinite pixels
-        take no part and come back as they were. A dask array gives a lazy dask array.
+        Array of at least two dimensions, integers or floats, in any unit: numpy, zarr, xarray,
+        torch on the CPU, nested lists. NaN and infinite pixels take no part and come back as they
+        were. A dask array gives a lazy dask array.
     model
         Key of the diffusivity, see `list_models`; ``"auto"``: the best that there is, or the one
         that other settings ask for.
     noise
-        Noise model in the unit of the image. ``None``: estimated from the image.
+        Noise model in the unit of the image. ``None``: estimated from the image; so is a model
+        that is named by a word, such as ``"poisson-gaussian"``.
     noise_sigma
         Short for ``noise=Gaussian(noise_sigma)``: standard deviation, in the unit of the image.
+        With ``noise="rician"`` or ``"correlated"`` that of such noise.
     iterations
         Number of diffusion steps. ``None``: suggested by the model.
     device
@@ -70,13 +81,22 @@ def denoise(
     tile
         Edge length of the tiles that large planes are cut into, in pixels. ``None``: as the memory
         allows. It doesn't change the result.
+    dtype
+        Type of the result. ``None``: the image's, with a warning where whole numbers would lose
+        what averaging gains, as with few counts a pixel. ``"same"``: the image's, without a
+        warning. ``numpy.float32``: that. ``"auto"``: float32 where whole numbers would lose it.
     **advanced
         Any other field of `DiffusionConfig`: ``contrast``, ``function``, ``scheme``, ``tau``,
         ``stopping_time``, ``presmooth_sigma``, ``noise_kind``, ``precision``.
 
     Returns
     -------
-    Array of the same shape and dtype.
+    Array of numpy, or of dask for a dask array, of the same shape.
+
+    Warns
+    -----
+    LearnedDiffusionWarning
+        if rounding to whole numbers loses what averaging gains.
 
     Raises
     ------
@@ -102,15 +122,22 @@ def denoise(
     """
     config = _config(model, noise, noise_sigma, iterations, device, advanced)
     tiling = TilingConfig(tile=tile)
+    image = as_image(image)
+    config = config.with_(dtype=_result_type(dtype, image.dtype))
+    prepared = prepare(image, config, plane_axes=axes)
+    if dtype is None:
+        _warn_of_rounding(image, prepared)
     if hasattr(image, "dask"):
-        return denoise_lazy(image, config, plane_axes=axes, spacing=spacing, tiling=tiling)
-    return _run(_as_array(image), config, axes, spacing, tiling, MapsConfig()).image
+        return denoise_lazy(
+            image, plane_axes=axes, spacing=spacing, tiling=tiling, prepared=prepared
+        )
+    return _run(image, prepared, axes, spacing, tiling, MapsConfig()).image
 
 
 def diffusivity(
     image: Any,
     model: str = DEFAULT_MODEL,
-    noise: NoiseModel | None = None,
+    noise: NoiseModel | NoiseChoice | None = None,
     noise_sigma: float | None = None,
     iterations: int | None = None,
     device: Device = "auto",
@@ -144,7 +171,9 @@ def diffusivity(
     """
     config = _config(model, noise, noise_sigma, iterations, device, advanced)
     tiling, maps = TilingConfig(tile=tile), MapsConfig(diffusivity=True, step=step)
-    shown = _run(_as_array(image), config, axes, spacing, tiling, maps).diffusivity
+    image = as_image(image)
+    prepared = prepare(image, config, plane_axes=axes)
+    shown = _run(image, prepared, axes, spacing, tiling, maps).diffusivity
     if shown is None:
         raise _no_step("diffusivity")
     return shown
@@ -153,7 +182,7 @@ def diffusivity(
 def orientation(
     image: Any,
     model: str = DEFAULT_MODEL,
-    noise: NoiseModel | None = None,
+    noise: NoiseModel | NoiseChoice | None = None,
     noise_sigma: float | None = None,
     iterations: int | None = None,
     device: Device = "auto",
@@ -200,7 +229,9 @@ def orientation(
     """
     config = _config(model, noise, noise_sigma, iterations, device, advanced)
     tiling, maps = TilingConfig(tile=tile), MapsConfig(orientation=True, step=step)
-    done = _run(_as_array(image), config, axes, spacing, tiling, maps)
+    image = as_image(image)
+    prepared = prepare(image, config, plane_axes=axes)
+    done = _run(image, prepared, axes, spacing, tiling, maps)
     if done.orientation is None or done.anisotropy is None:
         raise _no_step("orientation")
     return done.orientation, done.anisotropy
@@ -213,7 +244,7 @@ def fine_tune(
     *,
     reference: Any = None,
     model: str = DEFAULT_MODEL,
-    noise: NoiseModel | None = None,
+    noise: NoiseModel | NoiseChoice | None = None,
     noise_sigma: float | None = None,
     device: Device = "auto",
     save: str | None = None,
@@ -281,17 +312,17 @@ def fine_tune(
             f"There is no setting {', '.join(sorted(unknown))}. "
             f"There are: {', '.join(FineTuneConfig.__dataclass_fields__)}."
         )
-    image = _as_array(image)
+    image = as_image(image)
     plane_axes = check_image(image, axes)
     if not (isinstance(regions, list) and all(isinstance(r, Region) for r in regions)):
-        regions = regions_of_mask(_as_array(regions), tuple(image.shape), plane_axes)
+        regions = regions_of_mask(as_image(regions), tuple(image.shape), plane_axes)
     tuned = run(
         fine_tune_job(
             image,
             regions,
             FineTuneConfig(mode, **settings),
             _config(model, noise, noise_sigma, iterations, device, {}),
-            reference=None if reference is None else _as_array(reference),
+            reference=None if reference is None else as_image(reference),
             plane_axes=plane_axes,
             spacing=spacing,
         )
@@ -310,7 +341,7 @@ def _no_step(name: str) -> InvalidSettingError:
 
 def _config(
     model: str,
-    noise: NoiseModel | None,
+    noise: NoiseModel | NoiseChoice | None,
     noise_sigma: float | None,
     iterations: int | None,
     device: Device,
@@ -322,18 +353,48 @@ def _config(
             f"There is no setting {', '.join(sorted(unknown))}. "
             f"There are: {', '.join(DiffusionConfig.__dataclass_fields__)}."
         )
-    noise = noise_from_arguments(noise, noise_sigma)
-    return DiffusionConfig(model, iterations, noise, device=device, **advanced)
+    if isinstance(noise, str) and noise_sigma is None:
+        if "noise_kind" in advanced and advanced["noise_kind"] != noise:
+            raise InvalidSettingError("Give the kind of noise as noise or as noise_kind, not both.")
+        advanced = {**advanced, "noise_kind": noise}
+    model_of_noise = noise_from_arguments(noise, noise_sigma)
+    return DiffusionConfig(model, iterations, model_of_noise, device=device, **advanced)
 
 
-def _as_array(image: Any) -> Any:
-    lazy = hasattr(image, "shape") and hasattr(image, "dtype") and hasattr(image, "__getitem__")
-    return image if lazy else np.asarray(image)
+def _result_type(dtype: Any, of_image: Any) -> ResultType:
+    """What the caller means by ``dtype``, as a setting."""
+    if dtype is None:
+        return "same"
+    if isinstance(dtype, str) and dtype in ("auto", "same"):
+        return "auto" if dtype == "auto" else "same"
+    try:
+        wanted = np.dtype(dtype)
+    except TypeError:
+        wanted = None
+    if wanted == np.float32:
+        return "float32"
+    if wanted is not None and wanted == np.dtype(of_image):
+        return "same"
+    raise InvalidSettingError(
+        f"The result can have the type of the image, {np.dtype(of_image)}, or float32, "
+        f"not {dtype!r}. Convert it afterwards."
+    )
+
+
+def _warn_of_rounding(image: Any, prepared: Prepared) -> None:
+    """Tell the caller of the caller where the image's whole numbers are too coarse."""
+    target = result_type(image.dtype, prepared)
+    if target.loses:
+        warnings.warn(
+            f"{target.message} Give dtype=numpy.float32, or dtype='same' to keep it so.",
+            LearnedDiffusionWarning,
+            stacklevel=3,
+        )
 
 
 def _run(
     image: Any,
-    config: DiffusionConfig,
+    prepared: Prepared,
     axes: PlaneAxes,
     spacing: tuple[float, float],
     tiling: TilingConfig,
@@ -341,11 +402,10 @@ def _run(
 ) -> Denoised:
     job = denoise_stack(
         image,
-        config,
         plane_axes=axes,
         spacing=spacing,
         tiling=tiling,
+        prepared=prepared,
         maps=maps,
-        measure=False,
     )
     return run(job)

@@ -7,13 +7,14 @@ they need when they run.
 from __future__ import annotations
 
 import inspect
+import io
 import json
 import os
 import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import partial, wraps
@@ -27,16 +28,20 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as ProgressBars
 from rich.table import Table
+from rich.text import Text
 from typer.core import TyperGroup
 
 from napari_learned_diffusion.cli_batch import batch
 from napari_learned_diffusion.cli_finetune import fine_tune, models, takes_learning
+from napari_learned_diffusion.cli_text import printable
 from napari_learned_diffusion.cli_train import train
 from napari_learned_diffusion.config import (
     DEFAULT_MODEL,
+    DOUBTFUL,
     DiffusionConfig,
     MapsConfig,
     NoiseChoice,
+    NoiseScope,
     TilingConfig,
 )
 from napari_learned_diffusion.core.atomic import why_not_written
@@ -48,6 +53,7 @@ from napari_learned_diffusion.core.errors import (
     LearnedDiffusionError,
 )
 from napari_learned_diffusion.core.noise import NOISE_MODELS, NoiseModel
+from napari_learned_diffusion.core.zoo import CLASSICAL_MODEL, card, check_settings, list_cards
 from napari_learned_diffusion.files import (
     COMPRESSIONS,
     FORMATS,
@@ -59,15 +65,14 @@ from napari_learned_diffusion.files import write as write_file
 from napari_learned_diffusion.files._dicom_write import check_series
 from napari_learned_diffusion.files.formats import check_target, format_of, format_to_write
 from napari_learned_diffusion.jobs.progress import Job, Progress, run
+from napari_learned_diffusion.jobs.result_type import result_type
 from napari_learned_diffusion.recipe import noise_options
 
 if TYPE_CHECKING:
+    from napari_learned_diffusion.core.noise_estimation import NoiseEstimate
     from napari_learned_diffusion.jobs.denoise import Denoised, Prepared
 
 _TERMINATED = 128 + signal.SIGTERM
-
-_DOUBTFUL = 0.5
-"""Confidence of a noise estimate below which the user is told."""
 
 
 class _Commands(TyperGroup):
@@ -80,7 +85,7 @@ class _Commands(TyperGroup):
             if ctx.params["debug"]:
                 raise
             # Not through rich, which would break the line at the terminal's width.
-            typer.echo(f"Error: {error}", err=True)
+            typer.echo(f"Error: {printable(str(error))}", err=True)
             raise typer.Exit(1) from error
 
 
@@ -99,6 +104,10 @@ def main() -> None:
     def stop(*_: object) -> None:
         sys.exit(_TERMINATED)
 
+    # A name that the terminal's encoding lacks is shown escaped, rather than end the program.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     # torch's threads sleep while they wait for each other. Otherwise they keep the processors busy,
     # and where another program needs one, everything takes several times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -149,10 +158,16 @@ _CONFIG_OPTIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         ("--noise-scope",),
     ),
     "model": (_METHOD, "The diffusivity; the command `models` lists them.", ("--model", "-m")),
-    "iterations": (_METHOD, "Number of diffusion steps: more smooth more.", ("--iterations", "-n")),
+    "iterations": (
+        _METHOD,
+        "Number of diffusion steps: fewer smooth less. Learned models take no more than they were "
+        "made for; perona-malik takes any number.",
+        ("--iterations", "-n"),
+    ),
     "contrast": (
         _CLASSIC,
-        "Contrast parameter K, in standard deviations of the noise: steeper edges are kept.",
+        "Contrast parameter K, in standard deviations of the noise: steeper edges are kept. As the "
+        "other settings here it makes perona-malik the model, unless --model says another.",
         ("--contrast", "-K"),
     ),
     "function": (_CLASSIC, "Diffusivity: 1/(1+s/K²) or exp(-s/K²).", ("--function",)),
@@ -178,6 +193,12 @@ _CONFIG_OPTIONS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         _COMPUTING,
         "Number format; **mixed**: learned models look in bfloat16.",
         ("--precision",),
+    ),
+    "dtype": (
+        _FILES,
+        "Type of the result: the **same** as the input's, or **float32**. **auto** is float32 "
+        "where whole numbers would lose what averaging gains, as with few counts a pixel.",
+        ("--dtype",),
     ),
 }
 """Panel, help and flags of every field of `DiffusionConfig` that one option can set."""
@@ -260,8 +281,18 @@ def _options() -> dict[str, _Option]:
 _OPTIONS = _options()
 
 
-def _takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command an option for every setting; it receives them as one ``settings``."""
+def _takes_settings(
+    command: Callable[..., None], *, without: Collection[str] = ()
+) -> Callable[..., None]:
+    """Give a command an option for every setting; it receives them as one ``settings``.
+
+    Parameters
+    ----------
+    command
+        The command.
+    without
+        Settings that it has no use for; they keep their defaults.
+    """
     signature = inspect.signature(command, eval_str=True)
     own = [p for name, p in signature.parameters.items() if name != "settings"]
     options = [
@@ -280,12 +311,15 @@ def _takes_settings(command: Callable[..., None]) -> Callable[..., None]:
             ],
         )
         for name, option in sorted(_OPTIONS.items(), key=lambda item: item[1].panel != _NOISE)
+        if name not in without
     ]
 
     @wraps(command)
     def with_options(**given: Any) -> None:
-        values = {name: given.pop(name) for name in _OPTIONS}
-        command(**given, settings=_settings(**values))
+        values = {name: given.pop(name, option.default) for name, option in _OPTIONS.items()}
+        settings = _settings(**values)
+        _print_notes(_notes_on_model(settings.config))
+        command(**given, settings=settings)
 
     vars(with_options)["__signature__"] = signature.replace(parameters=[*own, *options])
     return with_options
@@ -314,10 +348,9 @@ def _settings(
 
 
 def _check_options_of_model(config: DiffusionConfig) -> None:
-    """Refuse options that the model would ignore."""
-    from napari_learned_diffusion.core.zoo import card, list_cards
-
+    """Refuse options that the model would ignore or can't follow, before anything is read."""
     if config.model == DEFAULT_MODEL:
+        check_settings(config)
         return
     special = frozenset[str]().union(*(c.settings for c in list_cards()))
     ignored = (special & config.changed().keys()) - card(config.model).settings
@@ -326,6 +359,7 @@ def _check_options_of_model(config: DiffusionConfig) -> None:
         raise InvalidSettingError(
             f"The model {config.model} has no {flags}. Leave it out, or choose another model."
         )
+    check_settings(config)
 
 
 _NOISE_PARAMETERS = {
@@ -421,7 +455,8 @@ def _common(
     """Denoise CT, MRI and microscopy stacks by nonlinear diffusion.
 
     Each slice is denoised by itself, by nothing but averages of what is there: the mean stays, and
-    no value leaves the input's range. The result has the input's type, axes, voxel size and units.
+    no value leaves the input's range. The result has the input's axes, voxel size, units and type;
+    only images of few counts, whose noise is finer than their grey levels, become float32.
     """
 
 
@@ -481,7 +516,9 @@ def denoise(
     - photon noise: `denoise cells.tif out.tif --noise poisson-gaussian`
     - check what was removed: `denoise in.tif out.tif --residual removed.tif`
     - along what it smoothed: `denoise in.tif out.tif --orientation degrees.tif`
-    - stronger: `denoise in.tif out.tif --iterations 60`
+    - less: `denoise in.tif out.tif --iterations 2`
+    - more, with a strength of your own: `denoise in.tif out.tif -m perona-malik --iterations 60`
+    - few counts a pixel, as fractions: `denoise counts.tif out.tif --dtype float32`
     - slices through depth: `denoise in.tif out.tif --plane ZX`
 
     Stacks larger than memory are read and written slice by slice.
@@ -509,8 +546,8 @@ def denoise(
             if found[name] is not None:
                 write(path, _derived(volume, _as_stored(volume, found[name]), name))
     _print_summary(done)
-    notes = [*volume.metadata.get("notes", ()), *_notes_on_axes(volume, settings, axes)]
-    notes += [*_notes_on_noise(done.prepared), *done.report.messages]
+    notes = [*volume.metadata.get("notes", ()), *_notes_on_axes(volume, axes)]
+    notes += [*_notes_on_noise(volume, done.prepared), *done.report.messages]
     notes += [
         f"No step was done, so there is no {name} to write to {path}."
         for name, path in map_files.items()
@@ -520,7 +557,7 @@ def denoise(
 
 
 @app.command("diffusivity")
-@_takes_settings
+@partial(_takes_settings, without=("dtype",))
 def write_diffusivity(
     source: _Source,
     target: _Target,
@@ -558,8 +595,8 @@ def write_diffusivity(
             overwrite=overwrite,
             compression=compression,
         )
-    notes = [*volume.metadata.get("notes", ()), *_notes_on_axes(volume, settings, axes)]
-    notes += _notes_on_noise(done.prepared)
+    notes = [*volume.metadata.get("notes", ()), *_notes_on_axes(volume, axes)]
+    notes += _notes_on_noise(volume, done.prepared)
     _print_notes([*notes, *done.report.messages])
 
 
@@ -570,6 +607,18 @@ def estimate(
         NoiseChoice,
         typer.Option("--noise", help="Which noise model; **auto** lets the image decide."),
     ] = DiffusionConfig.noise_kind,
+    scope: Annotated[
+        NoiseScope, typer.Option("--noise-scope", help=_OPTIONS["noise_scope"].help)
+    ] = DiffusionConfig.noise_scope,
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            "-m",
+            help="The model that is to denoise: one of your own may have learned from one kind of "
+            "noise.",
+        ),
+    ] = DiffusionConfig.model,
     plane: Annotated[
         str | None, typer.Option("--plane", help=_OPTIONS["plane"].help, show_default=False)
     ] = None,
@@ -582,43 +631,89 @@ def estimate(
 ) -> None:
     """Estimate the noise of a file, and how far to trust the estimate.
 
-    At most 16 slices, spread over the stack, are read. `denoise` does the same by itself; this
-    command shows what it finds, to be checked or set by hand.
+    It shows what `denoise` uses with the same options, to be checked or set by hand: one noise
+    model, or one for each slice. At most 16 slices, spread over the stack, are read.
 
     - `estimate-noise noisy.tif`
     - for scripts: `estimate-noise noisy.tif --json`
     """
-    from napari_learned_diffusion.core.noise_estimation import estimate_noise, sample_planes
+    from napari_learned_diffusion.core.noise_estimation import sample_planes
     from napari_learned_diffusion.jobs.planes import check_image, plane_indices, read_plane
+    from napari_learned_diffusion.jobs.prepare import SAMPLES, prepare
 
-    volume = _read(source, _Settings(DiffusionConfig(), TilingConfig(), plane, series))
+    config = DiffusionConfig(model, noise_kind=kind, noise_scope=scope)
+    volume = _read(source, _Settings(config, TilingConfig(), plane, series))
     axes = check_image(volume.data, volume.axes_of_planes(plane))
-    indices = plane_indices(tuple(volume.data.shape), axes)
-    samples = [read_plane(volume.data, indices[i], axes) for i in sample_planes(len(indices))]
-    found = estimate_noise(np.stack(samples), kind)
+    prepared = prepare(volume.data, config.also_missing(volume.missing), plane_axes=axes)
+    by_slice: list[_SliceEstimate] = []
+    if prepared.slice_by_slice:
+        indices = plane_indices(tuple(volume.data.shape), axes)
+        for i in sample_planes(len(indices), SAMPLES):
+            own = prepared.of(read_plane(volume.data, indices[i], axes)).estimate
+            if own is not None:
+                by_slice.append(_SliceEstimate(indices[i], own))
+    whole = prepared.estimate
+    assert whole is not None  # as no noise model was given
     if as_json:
-        curve = {name: values.tolist() for name, values in asdict(found.curve).items()}
-        answer = {
-            "noise": found.model.to_dict(),
-            "confidence": found.confidence,
-            "message": found.message,
-            "slices_differ": found.slices_differ,
-            "curve": curve,
-        }
-        typer.echo(json.dumps(answer, indent=2))
+        typer.echo(json.dumps(_estimate_as_dict(whole, by_slice), indent=2))
         return
     table = _summary_table()
-    table.add_row("Noise model", found.model.describe())
-    table.add_row("Confidence", f"{found.confidence:.2f} (0: a guess, 1: certain)")
-    table.add_row("As options", _as_options(found.model))
+    if by_slice:
+        _row(table, "Noise model", "one for each slice, as they differ or as asked for")
+        for index, own in by_slice:
+            text = f"{own.model.describe()}, confidence {own.confidence:.2f}"
+            _row(table, f"Slice {', '.join(map(str, index))}", text)
+        if len(by_slice) < prepared.n_slices:
+            _row(table, "", f"{len(by_slice)} of {prepared.n_slices} slices are shown.")
+        Console().print(table)
+        _print_notes(volume.metadata.get("notes", ()))
+        return
+    _row(table, "Noise model", whole.model.describe())
+    _row(table, "Confidence", f"{whole.confidence:.2f} (0: a guess, 1: certain)")
+    _row(table, "As options", _as_options(whole.model))
     Console().print(table)
-    typer.echo(found.message)
+    typer.echo(whole.message)
     _print_notes(volume.metadata.get("notes", ()))
+
+
+class _SliceEstimate(NamedTuple):
+    """The noise of one slice; its position has a number for each axis that isn't part of it."""
+
+    position: tuple[int, ...]
+    estimate: NoiseEstimate
+
+
+def _estimate_as_dict(whole: NoiseEstimate, by_slice: Sequence[_SliceEstimate]) -> dict[str, Any]:
+    """What `denoise` uses, as JSON: ``noise`` is null where each slice has its own."""
+    answer: dict[str, Any] = {
+        "scope": "slice" if by_slice else "stack",
+        "noise": None if by_slice else whole.model.to_dict(),
+        "confidence": whole.confidence,
+        "message": whole.message,
+        "slices_differ": whole.slices_differ,
+        "curve": {name: values.tolist() for name, values in asdict(whole.curve).items()},
+    }
+    if by_slice:
+        sure = [own.confidence for _, own in by_slice]
+        answer |= {
+            "confidence": float(np.median(sure)),
+            "message": "Each slice has a noise model of its own.",
+            "slices": [
+                {
+                    "index": list(index),
+                    "noise": own.model.to_dict(),
+                    "confidence": own.confidence,
+                    "message": own.message,
+                }
+                for index, own in by_slice
+            ],
+        }
+    return answer
 
 
 app.command()(_takes_settings(batch))
 app.command()(train)
-app.command()(_takes_settings(takes_learning(fine_tune)))
+app.command()(_takes_settings(takes_learning(fine_tune), without=("dtype",)))
 app.add_typer(models, name="models")
 
 
@@ -758,21 +853,25 @@ def _difference(noisy: Any, denoised: Any) -> Any:
 def _denoise_job(
     volume: Volume, settings: _Settings, folder: Path, maps: MapsConfig
 ) -> Job[Denoised]:
-    from napari_learned_diffusion.jobs.denoise import denoise_stack
+    from napari_learned_diffusion.jobs.denoise import denoise_stack, prepare
 
     axes = volume.axes_of_planes(settings.plane)
-    dtypes = [volume.data.dtype, *(np.float32 for _ in maps.names)]
-    out, *maps_out = _scratch(volume, dtypes, folder)
-    return denoise_stack(
+    yield Progress(0, 0, "Estimating the noise")
+    config = settings.config.also_missing(volume.missing)
+    prepared = prepare(volume.data, config, plane_axes=axes)
+    dtype = result_type(volume.data.dtype, prepared).dtype
+    out, *maps_out = _scratch(volume, [dtype, *(np.float32 for _ in maps.names)], folder)
+    done = yield from denoise_stack(
         volume.data,
-        settings.config.also_missing(volume.missing),
         plane_axes=axes,
         spacing=volume.spacing(axes),
         tiling=settings.tiling,
+        prepared=prepared,
         maps=maps,
         out=out,
         maps_out=dict(zip(maps.names, maps_out, strict=True)),
     )
+    return done
 
 
 # --- what people see ------------------------------------------------------------------------------
@@ -782,7 +881,7 @@ def _denoise_job(
 def _progress_shown() -> Iterator[Callable[[Progress], None]]:
     """Draw a job's progress on stderr while the context lasts, if that is a terminal."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TimeRemainingColumn(),
@@ -810,6 +909,11 @@ def _summary_table() -> Table:
     return table
 
 
+def _row(table: Table, title: str, value: str) -> None:
+    """A row of plain text: brackets in names are no markup."""
+    table.add_row(Text(title), Text(printable(value)))
+
+
 def _print_summary(done: Denoised) -> None:
     report, prepared = done.report, done.prepared
     estimate = prepared.estimate
@@ -817,29 +921,43 @@ def _print_summary(done: Denoised) -> None:
     noise = f"{prepared.noise.describe()} ({origin})"
     iterations = str(prepared.config.iterations)
     if prepared.slice_by_slice:
-        noise = f"estimated for each slice; as a whole {noise}"
+        low, high = report.noise_sigmas
+        noise = f"estimated for each slice: standard deviation {low:.4g} to {high:.4g}"
         if prepared.requested.iterations is None:
-            iterations = f"chosen for each slice; as a whole {iterations}"
+            fewest, most = report.iterations
+            iterations = f"{fewest} to {most}" if fewest < most else str(most)
+            iterations = f"chosen for each slice: {iterations}"
     table = _summary_table()
-    table.add_row("Model", prepared.config.model)
-    table.add_row("Noise", noise)
-    table.add_row("Iterations", iterations)
-    table.add_row("Time", f"{report.seconds:.2f} s on {report.device}")
-    if np.isfinite(report.noise_after):
-        table.add_row("Noise level", f"{report.noise_before:.4g} → {report.noise_after:.4g}")
-    table.add_row("Mean", f"moved by {report.mean_drift:.2g}")
+    _row(table, "Model", prepared.config.model)
+    _row(table, "Noise", noise)
+    _row(table, "Iterations", iterations)
+    _row(table, "Time", f"{report.seconds:.2f} s on {report.device}")
+    if removed := report.removed():
+        _row(table, "Removed", removed)
+    _row(table, "Mean", f"moved by {report.mean_drift:.2g}")
     ranges = [f"{low:.6g} to {high:.6g}" for low, high in (report.range_before, report.range_after)]
     kept = "kept" if report.range_kept else "left"
-    table.add_row("Range", f"{kept}: {ranges[0]} before, {ranges[1]} after")
+    _row(table, "Range", f"{kept}: {ranges[0]} before, {ranges[1]} after")
     Console().print(table)
 
 
 def _print_notes(notes: Iterable[str]) -> None:
     for note in notes:
-        typer.echo(f"Note: {note}", err=True)
+        typer.echo(f"Note: {printable(note)}", err=True)
 
 
-def _notes_on_axes(volume: Volume, settings: _Settings, axes: tuple[int, int]) -> Iterator[str]:
+def _notes_on_model(config: DiffusionConfig) -> Iterator[str]:
+    """Which model the settings choose, where none is named."""
+    chosen = config.changed().keys() & card(CLASSICAL_MODEL).settings
+    if config.model == DEFAULT_MODEL and chosen:
+        flags = " and ".join(_OPTIONS[name].flags[0] for name in _OPTIONS if name in chosen)
+        verb = "is a setting" if len(chosen) == 1 else "are settings"
+        yield (
+            f"{flags} {verb} of {CLASSICAL_MODEL}, so that is the model and not the automatic one."
+        )
+
+
+def _notes_on_axes(volume: Volume, axes: tuple[int, int]) -> Iterator[str]:
     rows, columns = axes
     if volume.units[rows] != volume.units[columns]:
         yield (
@@ -847,17 +965,20 @@ def _notes_on_axes(volume: Volume, settings: _Settings, axes: tuple[int, int]) -
             f"{volume.scale[columns]:g} {volume.units[columns]}, which can't be compared: they "
             "were taken as equally far apart."
         )
+
+
+def _notes_on_noise(volume: Volume, prepared: Prepared) -> Iterator[str]:
+    """What to beware of in the one noise model that was estimated; of slices the report tells."""
+    estimate = prepared.estimate
+    if estimate is None or prepared.slice_by_slice:
+        return
     channels = dict(zip(volume.axes, volume.data.shape, strict=True)).get("C", 1)
-    if channels > 1 and settings.config.noise is None:
+    if channels > 1:
         yield (
             f"One noise model was estimated for all {channels} channels. Where their noise "
             "differs, denoise each by itself."
         )
-
-
-def _notes_on_noise(prepared: Prepared) -> Iterator[str]:
-    estimate = prepared.estimate
-    if estimate is not None and estimate.confidence < _DOUBTFUL:
+    if estimate.confidence < DOUBTFUL:
         yield (
             f"The noise estimate is doubtful: {estimate.message} Where you know the noise better, "
             f"give {_OPTIONS['noise_sigma'].flags[0]}."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -182,10 +181,12 @@ def _shown() -> Iterator[Callable[[Progress], None]]:
 
 
 def _line(status: FileStatus) -> str:
-    """A file that has ended in one line: state, name, time, noise before and after, message."""
+    """A file that has ended in one line: state, name, time, what was removed, message."""
+    from napari_learned_diffusion.jobs.report import describe_removed  # imports torch
+
     parts = [f"{status.state:<8}{status.source.name}"]
     if status.state == "done":
         parts.append(f"{status.seconds:.1f} s")
-        if not math.isnan(status.noise_after):
-            parts.append(f"noise {status.noise_before:.4g} → {status.noise_after:.4g}")
+        if removed := describe_removed(status.noise_sigma, status.removed_sigma):
+            parts.append(f"removed {removed}")
     return " · ".join(parts + [status.message] * bool(status.message))

@@ -6,13 +6,16 @@ Forms, the command line and the Python API are made from these; ``None`` always 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
 
 from napari_learned_diffusion.core.errors import InvalidSettingError
 from napari_learned_diffusion.core.noise import (
+    NOISE_MODELS,
     Correlated,
     Gaussian,
     NoiseModel,
@@ -30,11 +33,13 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["float32", "float64", "mixed"]
 NoiseChoice = Literal["auto", "gaussian", "poisson-gaussian", "rician", "correlated"]
 NoiseScope = Literal["auto", "stack", "slice"]
+ResultType = Literal["auto", "same", "float32"]
 
 FUNCTIONS: tuple[Function, ...] = ("rational", "exponential")
 SCHEMES: tuple[SchemeName, ...] = ("explicit", "fed")
 PRECISIONS: tuple[Precision, ...] = ("float32", "float64", "mixed")
 NOISE_CHOICES: tuple[NoiseChoice, ...] = get_args(NoiseChoice)
+RESULT_TYPES: tuple[ResultType, ...] = get_args(ResultType)
 OptimiserName = Literal["adamw", "muon"]
 OPTIMISERS: tuple[OptimiserName, ...] = get_args(OptimiserName)
 FineTuneMode = Literal["paired", "clean", "noisy", "repeats", "neighbours"]
@@ -45,6 +50,8 @@ ADDED_NOISES: tuple[AddedNoise, ...] = get_args(AddedNoise)
 TUNED_PARAMETERS: tuple[TunedParameters, ...] = get_args(TunedParameters)
 NOISE_SCOPES: tuple[NoiseScope, ...] = ("auto", "stack", "slice")
 MAX_ITERATIONS = 100_000
+DOUBTFUL = 0.5
+"""Confidence of a noise estimate below which the user is told."""
 SMALLEST_PATCH = 16
 """Edge length of the patches of a fine-tuning, in pixels, at least."""
 CHECKPOINT_EVERY = 250
@@ -94,6 +101,15 @@ class DiffusionConfig:
         Values that are no intensities, such as the fill value that a file declares, in layer units.
         Pixels that have one take no part and come back as they were; so do NaN, infinity and fill
         values that are plain to see, see `core.missing`.
+    dtype
+        Type of the result: the ``"same"`` as the image's, or ``"float32"``. ``"auto"``: float32 for
+        an image of whole numbers whose noise is finer than about one grey level, which rounding
+        would destroy; else the same.
+
+    Raises
+    ------
+    InvalidSettingError
+        if a value is of another kind or out of its range.
     """
 
     model: str = DEFAULT_MODEL
@@ -110,15 +126,26 @@ class DiffusionConfig:
     device: Device = "auto"
     precision: Precision = "float32"
     missing: tuple[float, ...] = ()
+    dtype: ResultType = "auto"
 
     def __post_init__(self) -> None:
-        if self.iterations is not None:
-            whole = isinstance(self.iterations, int) and not isinstance(self.iterations, bool)
-            if not whole or not 0 <= self.iterations <= MAX_ITERATIONS:
-                raise InvalidSettingError(
-                    f"The number of iterations must be a whole number from 0 to {MAX_ITERATIONS}, "
-                    f"not {self.iterations!r}."
-                )
+        if not isinstance(self.model, str):
+            raise InvalidSettingError(
+                f"The model must be a key such as {DEFAULT_MODEL!r} or 'perona-malik', "
+                f"not {_shown(self.model)}."
+            )
+        if self.noise is not None and not isinstance(self.noise, NoiseModel):
+            raise InvalidSettingError(
+                "The noise must be a noise model such as Gaussian(8), or None to be estimated, "
+                f"not {_shown(self.noise)}. Which kind is estimated says noise_kind."
+            )
+        _normalise(self, {"iterations": as_whole, "contrast": as_number, "tau": as_number})
+        _normalise(self, {"stopping_time": as_number, "presmooth_sigma": as_number})
+        if self.iterations is not None and not 0 <= self.iterations <= MAX_ITERATIONS:
+            raise InvalidSettingError(
+                f"The number of iterations must be a whole number from 0 to {MAX_ITERATIONS}, "
+                f"not {self.iterations!r}."
+            )
         _check_positive("The contrast parameter K", self.contrast)
         if self.contrast is not None and not 1e-9 <= self.contrast <= 1e9:
             raise InvalidSettingError(
@@ -134,12 +161,14 @@ class DiffusionConfig:
             raise InvalidSettingError(
                 f"Presmoothing must be a number of pixels from 0 to 50, not {sigma}."
             )
+        object.__setattr__(self, "device", _device_by_name(self.device))
         _check_choice("function", self.function, FUNCTIONS)
         _check_choice("scheme", self.scheme, SCHEMES)
         _check_choice("precision", self.precision, PRECISIONS)
         _check_choice("noise kind", self.noise_kind, NOISE_CHOICES)
         _check_choice("noise scope", self.noise_scope, NOISE_SCOPES)
         object.__setattr__(self, "missing", _numbers("Missing values", self.missing))
+        _check_choice("type of the result", self.dtype, RESULT_TYPES)
 
     def with_(self, **changes: Any) -> Self:
         """A copy with some fields changed."""
@@ -177,6 +206,7 @@ class TilingConfig:
     memory_budget: int | None = None
 
     def __post_init__(self) -> None:
+        _normalise(self, {"tile": as_whole, "memory_budget": as_whole})
         if self.tile is not None and self.tile < 32:
             raise InvalidSettingError(f"A tile must have at least 32 pixels, not {self.tile}.")
         if self.memory_budget is not None and self.memory_budget <= 0:
@@ -202,12 +232,13 @@ class MapsConfig:
     step: int | None = None
 
     def __post_init__(self) -> None:
-        if self.step is not None:
-            whole = isinstance(self.step, int) and not isinstance(self.step, bool)
-            if not whole or self.step < 1:
-                raise InvalidSettingError(
-                    f"The step of the maps must be a whole number from 1, not {self.step!r}."
-                )
+        if self.step is None:
+            return
+        object.__setattr__(self, "step", as_whole("The step of the maps", self.step))
+        if self.step < 1:
+            raise InvalidSettingError(
+                f"The step of the maps must be a whole number from 1, not {self.step}."
+            )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -280,13 +311,13 @@ class TrainingConfig:
             _check_least(name, getattr(self, name), 1)
         _check_positive("tau", self.tau)
         _check_least("seed", self.seed, 0)
-        low, high = self.noise_range
+        low, high = (as_number("noise_range", end) for end in self.noise_range)
         if not 0 < low <= high < math.inf:
             raise InvalidSettingError(
                 f"The noise range must be two numbers above 0, the lower first, not {low}, {high}."
             )
         for name in ("correlated", "photon", "lines", "blurred"):
-            if not 0 <= getattr(self, name) <= 1:
+            if not 0 <= as_number(name, getattr(self, name)) <= 1:
                 raise InvalidSettingError(
                     f"The part {name} must be from 0 to 1, not {getattr(self, name)}."
                 )
@@ -296,7 +327,7 @@ class TrainingConfig:
                 "The parts correlated and photon must be at most 1 together, not "
                 f"{self.correlated + self.photon:g}."
             )
-        if not 0 < self.learning_rate < math.inf:
+        if not 0 < as_number("learning_rate", self.learning_rate) < math.inf:
             raise InvalidSettingError(
                 f"The learning rate must be a finite number above 0, not {self.learning_rate}."
             )
@@ -389,11 +420,11 @@ class FineTuneConfig:
         for name, least in (("steps", 1), ("batch", 1), ("every", 1), ("patience", 1), ("seed", 0)):
             _check_least(name, getattr(self, name), least)
         _check_least("patch", self.patch, SMALLEST_PATCH)
-        if not 0 < self.learning_rate < math.inf:
+        if not 0 < as_number("learning_rate", self.learning_rate) < math.inf:
             raise InvalidSettingError(
                 f"The learning rate must be a finite number above 0, not {self.learning_rate}."
             )
-        if not 0 < self.held_out <= 0.5:
+        if not 0 < as_number("held_out", self.held_out) <= 0.5:
             raise InvalidSettingError(
                 f"The held-out part must be above 0 and at most 0.5, not {self.held_out}."
             )
@@ -404,8 +435,57 @@ class FineTuneConfig:
         return self.mode in ("paired", "repeats")
 
 
+def as_whole(name: str, value: Any) -> int:
+    """A setting as a whole number of Python's own type, which JSON can hold.
+
+    Raises
+    ------
+    InvalidSettingError
+        if it is anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InvalidSettingError(f"{name} must be a whole number, not {_shown(value)}.")
+    return int(value)
+
+
+def as_number(name: str, value: Any) -> float:
+    """A setting as a number of Python's own type, which JSON can hold.
+
+    Raises
+    ------
+    InvalidSettingError
+        if it is anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise InvalidSettingError(f"{name} must be a number, not {_shown(value)}.")
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def _normalise(settings: Any, kinds: Mapping[str, Callable[[str, Any], Any]]) -> None:
+    """Bring those fields of frozen settings that are given to their kind."""
+    for name, kind in kinds.items():
+        value = getattr(settings, name)
+        if value is not None:
+            object.__setattr__(settings, name, kind(name, value))
+
+
+def _device_by_name(device: Any) -> str:
+    """The name of a device, which a torch.device, too, says."""
+    if isinstance(device, str) or type(device).__module__.partition(".")[0] == "torch":
+        return str(device)
+    raise InvalidSettingError(
+        f"The device must be a name such as 'auto', 'cpu' or 'cuda', not {_shown(device)}."
+    )
+
+
+def _shown(value: Any) -> str:
+    """A value that a caller gave, short enough for a sentence."""
+    text = repr(value)
+    return text if len(text) <= 60 and "\n" not in text else f"a {type(value).__name__}"
+
+
 def _check_least(name: str, value: int, least: int) -> None:
-    if value < least:
+    if as_whole(name, value) < least:
         raise InvalidSettingError(f"{name} must be at least {least}, not {value}.")
 
 
@@ -418,22 +498,49 @@ def _numbers(name: str, values: Any) -> tuple[float, ...]:
 
 
 def _check_positive(name: str, value: float | None) -> None:
-    if value is not None and not (math.isfinite(value) and value > 0):
+    if value is not None and not (math.isfinite(as_number(name, value)) and value > 0):
         raise InvalidSettingError(f"{name} must be a finite number above 0, not {value}.")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise InvalidSettingError(
-            f"There is no {name} {value!r}. Choose one of: {', '.join(choices)}."
+            f"There is no {name} {_shown(value)}. Choose one of: {', '.join(choices)}."
         )
 
 
-def noise_from_arguments(noise: NoiseModel | None, noise_sigma: float | None) -> NoiseModel | None:
-    """The noise model that a caller means by ``noise`` or by its short form ``noise_sigma``."""
-    if noise is not None and noise_sigma is not None:
+def noise_from_arguments(
+    noise: NoiseModel | NoiseChoice | None, noise_sigma: float | None
+) -> NoiseModel | None:
+    """The noise model that a caller means by ``noise`` or by its short form ``noise_sigma``.
+
+    Parameters
+    ----------
+    noise
+        A noise model; the key of one, whose level is ``noise_sigma``; ``None``.
+    noise_sigma
+        Standard deviation in layer units; ``None``: as ``noise`` says, or to be estimated.
+
+    Raises
+    ------
+    InvalidSettingError
+        if the two contradict each other, or are of another kind.
+    """
+    if noise_sigma is None:
+        return None if isinstance(noise, str) else noise
+    level = as_number("noise_sigma", noise_sigma)
+    if noise is None or (isinstance(noise, str) and noise == "auto"):
+        return Gaussian(level)
+    if not isinstance(noise, str):
         raise InvalidSettingError("Give either a noise model or noise_sigma, not both.")
-    return Gaussian(noise_sigma) if noise_sigma is not None else noise
+    _check_choice("noise kind", noise, NOISE_CHOICES)
+    model = NOISE_MODELS[noise]
+    if "noise_sigma" not in model.parameters():
+        raise InvalidSettingError(
+            f"{noise} noise has no noise_sigma: give a noise model with "
+            f"{' and '.join(model.parameters())}, or leave noise_sigma out to have it estimated."
+        )
+    return model(noise_sigma=level)  # type: ignore[call-arg]
 
 
 __all__ = [

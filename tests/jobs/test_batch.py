@@ -137,8 +137,8 @@ def test_events_tell_the_course(scans: Path, out: Path) -> None:
     first = [event.file for event in news if event.file and event.file.number == 0]
     assert [file.state for file in first] == ["running"] * 5 + ["writing", "done"]
     assert [file.planes_done for file in first] == [0, 1, 2, 3, 4, 4, 4]
-    assert first[-1].noise_before == 8.0
-    assert 0 < first[-1].noise_after < 8.0
+    assert first[-1].noise_sigma == 8.0
+    assert 0 < first[-1].removed_sigma < 8.0
     shown = [event for event in news if event.plane is not None]
     assert len(shown) == 12
     assert all(event.plane is not None and event.plane.shape == (24, 32) for event in shown)

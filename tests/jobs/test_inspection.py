@@ -51,7 +51,7 @@ def test_the_last_iteration_is_what_denoising_gives(key):
     config = DiffusionConfig(model=key, noise=Gaussian(SIGMA), device="cpu")
     found = run(inspect_plane(phantom(), config))
     maps = MapsConfig(diffusivity=True)
-    denoised = run(denoise_plane(phantom(), config, maps=maps, measure=False))
+    denoised = run(denoise_plane(phantom(), config, maps=maps))
     assert found.iterations == denoised.prepared.config.iterations
     np.testing.assert_allclose(found.denoised[0], phantom(), rtol=1e-5)
     np.testing.assert_allclose(found.denoised[-1], denoised.image, rtol=1e-4, atol=1e-3)

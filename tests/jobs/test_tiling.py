@@ -90,7 +90,7 @@ def test_planes_smaller_than_a_network_s_cell_are_denoised_with_maps(model, shap
 @pytest.mark.parametrize("model", sorted(REGISTRY))
 def test_planes_of_a_few_pixels_are_denoised_with_everything_automatic(model, shape):
     image = np.random.default_rng(1).normal(50, 5, shape).astype(np.float32)
-    done = run(denoise_stack(image, DiffusionConfig(model=model, device="cpu"), measure=False))
+    done = run(denoise_stack(image, DiffusionConfig(model=model, device="cpu")))
     assert done.image.min() >= image.min()
     assert done.image.max() <= image.max()
     assert done.image.mean() == pytest.approx(image.mean(), rel=1e-5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -77,7 +78,8 @@ class FakeJobs:
         config = config.with_(
             iterations=STEPS if given is None else given, contrast=1.5, tau=0.2, device="cpu"
         )
-        return Prepared(config, estimate, requested, self.slices_differ)
+        n_slices = math.prod(n for a, n in enumerate(image.shape) if a not in plane_axes)
+        return Prepared(config, estimate, requested, self.slices_differ, n_slices=n_slices)
 
     def denoise_plane(self, plane: Any, config: DiffusionConfig, **options: Any) -> Job[Denoised]:
         self.calls.append(("denoise_plane", {"plane": plane, "config": config, **options}))
@@ -128,8 +130,8 @@ class FakeJobs:
         report = Report(
             seconds=0.1,
             device="CPU",
-            noise_before=5.0,
-            noise_after=1.0,
+            noise_sigma=5.0,
+            removed_sigma=4.9,
             mean_drift=0.0,
             range_before=(0.0, 1.0),
             range_after=(0.0, 1.0),

@@ -185,7 +185,6 @@ def test_what_is_in_view_is_denoised_then_what_comes_next(
     assert f"{len(expected)} of {LENGTH} slices ready" in scroll.lazy_info.text()
     call = jobs.called("denoise_plane")[0]
     assert call["spacing"] == (1, 0.5)
-    assert call["measure"] is False
     mark = result.metadata[MARK]
     assert mark["unfinished"]
     assert mark["model"] == "auto"

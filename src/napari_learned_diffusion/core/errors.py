@@ -37,3 +37,7 @@ class FileWriteError(LearnedDiffusionError):
 
 class MissingDependencyError(LearnedDiffusionError):
     """An optional library is needed; the message names the extra that brings it."""
+
+
+class LearnedDiffusionWarning(UserWarning):
+    """Category of the package's warnings: the result is as asked for, but less than it could be."""

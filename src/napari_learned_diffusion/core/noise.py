@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, fields, replace
+from numbers import Integral, Real
 from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
@@ -81,6 +82,7 @@ class _SameEverywhere(NoiseModel):
     noise_sigma: float
 
     def __post_init__(self) -> None:
+        _normalise(self)
         _check_noise_sigma(self.noise_sigma)
 
     def variance(self, intensity: Intensities) -> Intensities:
@@ -226,6 +228,7 @@ class PoissonGaussian(NoiseModel):
     key: ClassVar[str] = "poisson-gaussian"
 
     def __post_init__(self) -> None:
+        _normalise(self)
         if not (math.isfinite(self.gain) and self.gain > 0):
             raise InvalidSettingError(
                 f"The gain must be a finite number above 0, not {self.gain}; "
@@ -312,6 +315,7 @@ class Rician(NoiseModel):
     key: ClassVar[str] = "rician"
 
     def __post_init__(self) -> None:
+        _normalise(self)
         _check_noise_sigma(self.noise_sigma)
         if self.noise_sigma == 0:
             raise InvalidSettingError(
@@ -363,6 +367,18 @@ class Rician(NoiseModel):
     def describe(self, unit: str = "") -> str:
         text = f"Rician, noise level {self.noise_sigma:.4g} {unit}".rstrip()
         return f"{text}, pedestal {self.pedestal:.4g} {unit}".rstrip() if self.pedestal else text
+
+
+def _normalise(model: NoiseModel) -> None:
+    """Bring the parameters to Python's own numbers, which JSON can hold."""
+    for name in model.parameters():
+        value = getattr(model, name)
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise InvalidSettingError(
+                f"{name} of {model.key} noise must be a number, not {value!r}."
+            )
+        number = int(value) if isinstance(value, Integral) else float(value)
+        object.__setattr__(model, name, number)
 
 
 def _check_noise_sigma(noise_sigma: float) -> None:

@@ -18,7 +18,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from napari_learned_diffusion.config import DEFAULT_MODEL
 from napari_learned_diffusion.core.diffusivity import REGISTRY, diffusivity_class
-from napari_learned_diffusion.core.errors import FileFormatError, UnknownModelError
+from napari_learned_diffusion.core.errors import (
+    FileFormatError,
+    InvalidSettingError,
+    UnknownModelError,
+)
 from napari_learned_diffusion.core.user_models import (
     UserModel,
     damaged_user_models,
@@ -189,6 +193,35 @@ def suitable_model(config: DiffusionConfig, device: str) -> str:
         if card(CLASSICAL_MODEL).settings & config.changed().keys():
             return CLASSICAL_MODEL
     return STANDARD_MODEL if device == "cpu" else BEST_MODEL
+
+
+def check_settings(config: DiffusionConfig) -> None:
+    """Refuse settings that the model can't follow, before anything is read or computed.
+
+    Where the model is automatic, it is one of those that it may become.
+
+    Raises
+    ------
+    InvalidSettingError
+        with a sentence that says what to change.
+    UnknownModelError
+        if there is no such model.
+    """
+    keys = {suitable_model(config, device) for device in ("cpu", "cuda")}
+    cards = [card(key) for key in sorted(keys)]
+    if config.scheme == "fed" and not any("scheme" in c.settings for c in cards):
+        raise InvalidSettingError(
+            "The FED scheme needs a diffusivity that is at most 1: it is for perona-malik only."
+        )
+    limits = [c.most_iterations for c in cards]
+    most = max((n for n in limits if n is not None), default=None)
+    if most is None or None in limits or config.iterations is None or config.iterations <= most:
+        return
+    name = "The automatic model" if config.model == DEFAULT_MODEL else config.model
+    raise InvalidSettingError(
+        f"{name} was made for at most {most} iterations, not {config.iterations}. Take fewer, "
+        f"leave the number automatic, or choose {CLASSICAL_MODEL}, which takes any number."
+    )
 
 
 def load_model(config: DiffusionConfig) -> Diffusivity:

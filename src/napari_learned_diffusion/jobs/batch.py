@@ -132,8 +132,9 @@ class FileStatus:
         Slices that are finished, of all; 0 of 0 before the file is opened.
     seconds
         Since the file was begun.
-    noise_before, noise_after
-        Noise level in the file's units, NaN where it wasn't measured.
+    noise_sigma, removed_sigma
+        Noise level by the noise model, and standard deviation of what was removed, in the file's
+        units; NaN where it wasn't measured.
     message
         For people: why it failed or was skipped, or what wasn't as usual.
     """
@@ -145,8 +146,8 @@ class FileStatus:
     planes_done: int = 0
     planes: int = 0
     seconds: float = 0.0
-    noise_before: float = math.nan
-    noise_after: float = math.nan
+    noise_sigma: float = math.nan
+    removed_sigma: float = math.nan
     message: str = ""
 
     @property
@@ -334,7 +335,7 @@ class _File:
         return self.planes_done == len(self.planes)
 
     def current(self, state: State, message: str | None = None) -> FileStatus:
-        before, after = (
+        noise_sigma, removed_sigma = (
             (float(np.median(level)) for level in zip(*self.noise, strict=True))
             if self.noise
             else (math.nan, math.nan)
@@ -345,8 +346,8 @@ class _File:
             planes_done=self.planes_done,
             planes=len(self.planes),
             seconds=time.perf_counter() - self.begun,
-            noise_before=before,
-            noise_after=after,
+            noise_sigma=noise_sigma,
+            removed_sigma=removed_sigma,
             message=self.status.message if message is None else message,
         )
         return self.status
@@ -805,8 +806,8 @@ class _Run:
                 file=status.source.name,
                 output=None if status.output is None else str(status.output),
                 seconds=round(status.seconds, 3),
-                noise_before=status.noise_before,
-                noise_after=status.noise_after,
+                noise_sigma=status.noise_sigma,
+                removed_sigma=status.removed_sigma,
                 message=status.message,
             )
         text = f"{status.source.name}: {status.state}"

@@ -61,7 +61,8 @@ class PlaneOutcome:
     seconds
         Time of the denoising.
     noise
-        Noise level before and after in layer units; ``None`` where it wasn't measured.
+        Noise level by the noise model, and standard deviation of what was removed, in layer units;
+        ``None`` where there is no noise, or it wasn't measured.
     messages
         Sentences for the user.
     """
@@ -101,8 +102,7 @@ class PlaneWorker:
         stopped: Callable[[], bool] = lambda: False,
     ) -> PlaneOutcome:
         """Denoise a plane; ``stopped`` is asked after every step of the diffusion."""
-        from napari_learned_diffusion.core.missing import both_without_missing
-        from napari_learned_diffusion.jobs.report import Tally, noise_levels
+        from napari_learned_diffusion.jobs.report import Tally
 
         start = time.perf_counter()
         solver = self._solver(plane, task)
@@ -119,8 +119,7 @@ class PlaneWorker:
         seconds = time.perf_counter() - start
         tally = Tally()
         tally.add(plane, result, solver)
-        pair = both_without_missing(plane, result.plane, task.config.missing)
-        noise = noise_levels(solver.prepared.noise, *pair) if measure else None
+        noise = tally.noise_levels() if measure and tally.noisy_pixels else None
         return PlaneOutcome(result.plane, seconds, noise, tuple(tally.messages()))
 
     def _solver(self, plane: NDArray[Any], task: PlaneTask) -> PlaneSolver:

@@ -24,7 +24,7 @@ from napari_learned_diffusion.core.noise import NoiseModel
 from napari_learned_diffusion.core.noise_estimation import estimate_noise
 from napari_learned_diffusion.jobs.planes import check_image
 from napari_learned_diffusion.jobs.progress import Job, Progress
-from napari_learned_diffusion.jobs.report import noise_levels
+from napari_learned_diffusion.jobs.report import flat_noise_levels
 
 REACH = 5
 """Of the autocorrelation, in pixels."""
@@ -44,7 +44,7 @@ class Check:
     Parameters
     ----------
     noise
-        Noise level.
+        Noise level, by the noise model, and what of it is visible in flat areas of the result.
     mean, lowest, highest
         Of the pixels.
     q
@@ -144,7 +144,7 @@ def check_plane(
     yield Progress(0, _STEPS, "Measuring the noise")
     if noise is None:
         noise = estimate_noise(np.where(valid, b, np.nan)).model
-    levels = noise_levels(noise, np.where(valid, b, np.nan), np.where(valid, a, np.nan))
+    levels = flat_noise_levels(noise, np.where(valid, b, np.nan), np.where(valid, a, np.nan))
     yield Progress(1, _STEPS, "Looking for structure in the residual")
     stabilised = b - a if noise.is_zero else noise.stabilise(b) - noise.stabilise(a)
     removed = float(np.mean(stabilised[valid] ** 2))

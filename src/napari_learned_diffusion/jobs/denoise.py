@@ -12,20 +12,20 @@ from numpy.typing import NDArray
 
 from napari_learned_diffusion.config import DiffusionConfig, MapsConfig, TilingConfig
 from napari_learned_diffusion.core.errors import InvalidImageError, InvalidSettingError
-from napari_learned_diffusion.core.missing import both_without_missing, missing_pixels
-from napari_learned_diffusion.core.noise_estimation import sample_planes
 from napari_learned_diffusion.jobs.plane_solver import PlaneResult, PlaneSolver
 from napari_learned_diffusion.jobs.planes import (
     LAST_AXES,
     PlaneAxes,
     check_image,
+    check_spacing,
     plane_indices,
     read_plane,
     write_plane,
 )
 from napari_learned_diffusion.jobs.prepare import Prepared, prepare
 from napari_learned_diffusion.jobs.progress import Job, Progress, run
-from napari_learned_diffusion.jobs.report import Report, Tally, noise_levels
+from napari_learned_diffusion.jobs.report import Report, Tally
+from napari_learned_diffusion.jobs.result_type import result_type
 
 if TYPE_CHECKING:
     import dask.array as da
@@ -43,9 +43,6 @@ __all__ = [
 _PROGRESS_PER_PLANE = 1000
 """Units of progress that a plane counts, however many steps it takes."""
 
-_MEASURED_PLANES = 2
-"""Planes of a result whose remaining noise is measured for the report."""
-
 
 @dataclass(frozen=True)
 class Denoised:
@@ -54,7 +51,7 @@ class Denoised:
     Parameters
     ----------
     image
-        In the dtype and shape of the input.
+        In the shape of the input; its type is decided by `jobs.result_type`.
     diffusivity
         Mean conductance around each pixel in the step that was asked for, of the same shape,
         float32, NaN where the input was; ``None`` where it wasn't asked for or no step was done.
@@ -86,7 +83,6 @@ def denoise_plane(
     tiling: TilingConfig | None = None,
     prepared: Prepared | None = None,
     maps: MapsConfig | None = None,
-    measure: bool = True,
 ) -> Job[Denoised]:
     """Denoise one plane, ``(h, w)``; as `denoise_stack`, which see."""
     if len(plane.shape) != 2:
@@ -100,7 +96,6 @@ def denoise_plane(
         tiling=tiling,
         prepared=prepared,
         maps=maps,
-        measure=measure,
     )
 
 
@@ -113,7 +108,6 @@ def denoise_stack(
     tiling: TilingConfig | None = None,
     prepared: Prepared | None = None,
     maps: MapsConfig | None = None,
-    measure: bool = True,
     out: Any = None,
     maps_out: Mapping[str, Any] | None = None,
 ) -> Job[Denoised]:
@@ -139,10 +133,9 @@ def denoise_stack(
     maps
         Which maps of the diffusion to keep, and of which step; ``None`` keeps none. Where each
         slice gets a number of iterations of its own, the maps of slices that took fewer are NaN.
-    measure
-        Whether to measure the noise that is left, for the report.
     out
-        Array to write the result into, of the shape and dtype of the stack; ``None`` makes one.
+        Array to write the result into, of the shape of the stack and the type that
+        `jobs.result_type.result_type` says; ``None`` makes one.
     maps_out
         Arrays to write the maps into, float32 and of the shape of the stack, by the names in
         ``maps.names``; ``None`` makes them.
@@ -162,13 +155,14 @@ def denoise_stack(
     if prepared is None:
         yield Progress(0, 1, "Estimating the noise")
         prepared = prepare(stack, config, plane_axes=plane_axes)
-    out = _array(out, shape, np.dtype(stack.dtype))
+    spacing = check_spacing(spacing)
+    target = result_type(stack.dtype, prepared)
+    out = _array(out, shape, target.dtype)
     tiling = tiling or TilingConfig()
     solver = PlaneSolver(prepared, spacing, tiling)
     indices = plane_indices(shape, rows_columns)
-    slice_by_slice = prepared.slice_by_slice and len(indices) > 1
     maps = maps or MapsConfig()
-    if not (slice_by_slice and prepared.requested.iterations is None):
+    if not (prepared.slice_by_slice and prepared.requested.iterations is None):
         _check_step(maps, solver.iterations)
     shown = {
         name: _array(maps_out and maps_out[name], shape, np.dtype(np.float32))
@@ -176,18 +170,13 @@ def denoise_stack(
     }
     tally = Tally()
     steps = _PROGRESS_PER_PLANE
-    noises = {}
-    measured = [indices[i] for i in sample_planes(len(indices), _MEASURED_PLANES)]
     start = time.perf_counter()
     for number, index in enumerate(indices):
-        plane = read_plane(stack, index, rows_columns)
+        plane = target.as_solved(read_plane(stack, index, rows_columns))
         message = f"Slice {number + 1} of {len(indices)}" if len(indices) > 1 else "Diffusing"
-        requested = prepared.requested
-        if slice_by_slice and not missing_pixels(plane, requested.missing).is_everything:
+        if prepared.slice_by_slice:
             yield Progress(number * steps, len(indices) * steps, f"{message}: estimating the noise")
-            solver = PlaneSolver(prepare(plane, requested), spacing, tiling)
-        if index in measured:
-            noises[index] = solver.prepared.noise
+            solver = PlaneSolver(prepared.of(plane), spacing, tiling)
         job = solver.solve(plane, maps)
         try:
             while True:
@@ -203,32 +192,7 @@ def denoise_stack(
         tally.add(plane, result, solver, maps)
         yield Progress((number + 1) * steps, len(indices) * steps, message, index, result.plane)
     seconds = time.perf_counter() - start
-    before = after = float("nan")
-    if measure:
-        levels = [
-            noise_levels(
-                noises[i],
-                *both_without_missing(
-                    read_plane(stack, i, rows_columns),
-                    read_plane(out, i, rows_columns),
-                    prepared.config.missing,
-                ),
-            )
-            for i in measured
-        ]
-        before, after = (float(np.median(level)) for level in zip(*levels, strict=True))
-    report = Report(
-        seconds=seconds,
-        device=solver.device_name,
-        noise_before=before,
-        noise_after=after,
-        mean_drift=tally.mean_drift,
-        range_before=tally.range_before,
-        range_after=tally.range_after,
-        range_kept=tally.range_kept,
-        masked_pixels=tally.masked,
-        messages=tuple(tally.messages()),
-    )
+    report = tally.report(seconds, solver.device_name, target.message)
     image = out
     if isinstance(stack, np.ma.MaskedArray) and isinstance(out, np.ndarray):
         mask = np.ma.getmaskarray(stack).copy()
@@ -272,25 +236,21 @@ def denoise_lazy(
     import dask.array as da
 
     rows, columns = check_image(stack, plane_axes)
+    spacing = check_spacing(spacing)
     if prepared is None:
         prepared = prepare(stack, config, plane_axes=plane_axes)
     last = stack.ndim - 2, stack.ndim - 1
     moved = da.moveaxis(stack, (rows, columns), last)
     planes = moved.rechunk((*(1 for _ in moved.shape[:-2]), -1, -1))
-    config = prepared.requested
-    shared = None if prepared.slice_by_slice else prepared
+    dtype = result_type(stack.dtype, prepared).dtype
 
     def denoise_block(block: NDArray[Any]) -> NDArray[Any]:
-        if missing_pixels(block.reshape(block.shape[-2:]), config.missing).is_everything:
-            return block
-        job = denoise_stack(
-            block, config, spacing=spacing, tiling=tiling, prepared=shared, measure=False
-        )
+        job = denoise_stack(block, spacing=spacing, tiling=tiling, prepared=prepared)
         image: NDArray[Any] = run(job).image
         return image
 
     denoised = planes.map_blocks(
-        denoise_block, dtype=stack.dtype, meta=np.empty((0,) * stack.ndim, stack.dtype)
+        denoise_block, dtype=dtype, meta=np.empty((0,) * stack.ndim, dtype)
     )
     result: da.Array = da.moveaxis(denoised, last, (rows, columns))
     return result

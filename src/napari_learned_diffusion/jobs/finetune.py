@@ -407,7 +407,7 @@ class _Noise:
 
     def of_slice(self, plane: NDArray[Any]) -> Prepared:
         """The settings of one slice."""
-        return prepare(plane, self.prepared.requested) if self.by_slice else self.prepared
+        return self.prepared.of(plane) if self.by_slice else self.prepared
 
 
 def _noisy_planes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, overload
@@ -10,6 +11,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from napari_learned_diffusion.config import as_number
 from napari_learned_diffusion.core.errors import InvalidImageError, InvalidSettingError
 from napari_learned_diffusion.core.noise import NoiseModel
 
@@ -54,13 +56,45 @@ def check_image(image: Any, plane_axes: PlaneAxes) -> PlaneAxes:
         )
     if 0 in shape:
         raise InvalidImageError(f"The image has no pixels: its shape is {shape}.")
-    rows, columns = plane_axes
-    if not all(-len(shape) <= a < len(shape) for a in plane_axes):
+    rows, columns = _two_axes(plane_axes)
+    if not all(-len(shape) <= a < len(shape) for a in (rows, columns)):
         raise InvalidImageError(f"An image of shape {shape} has no plane axes {plane_axes}.")
     rows, columns = rows % len(shape), columns % len(shape)
     if rows == columns:
         raise InvalidImageError("The two axes of a plane must differ.")
     return rows, columns
+
+
+def _two_axes(plane_axes: Any) -> PlaneAxes:
+    """Two numbers, of whatever kind of integer."""
+    try:
+        rows, columns = (operator.index(axis) for axis in plane_axes)
+    except (TypeError, ValueError) as error:
+        raise InvalidImageError(
+            "The axes of a plane are two whole numbers, such as (-2, -1): its row axis and its "
+            f"column axis, not {plane_axes!r}."
+        ) from error
+    return rows, columns
+
+
+def check_spacing(spacing: Any) -> tuple[float, float]:
+    """The distance of rows and of columns, as numbers of Python's own type.
+
+    Raises
+    ------
+    InvalidSettingError
+        unless they are two finite numbers above 0.
+    """
+    try:
+        rows, columns = (as_number("spacing", distance) for distance in spacing)
+    except (TypeError, ValueError, InvalidSettingError):
+        rows = columns = math.nan
+    if not all(math.isfinite(d) and d > 0 for d in (rows, columns)):
+        raise InvalidSettingError(
+            "The spacing is two finite numbers above 0, the distance of rows and of columns, "
+            f"not {spacing!r}."
+        )
+    return float(rows), float(columns)
 
 
 class PlaneIndices(Sequence[tuple[int, ...]]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +22,13 @@ from napari_learned_diffusion.core.noise_estimation import (
     sample_planes,
 )
 from napari_learned_diffusion.core.schemes import STABLE_TAU, FastExplicitDiffusion
-from napari_learned_diffusion.core.zoo import card, noise_kind_of, suitable_model, weights_hash
+from napari_learned_diffusion.core.zoo import (
+    card,
+    check_settings,
+    noise_kind_of,
+    suitable_model,
+    weights_hash,
+)
 from napari_learned_diffusion.jobs.planes import (
     LAST_AXES,
     PlaneAxes,
@@ -32,9 +39,12 @@ from napari_learned_diffusion.jobs.planes import (
     stabilised_range,
 )
 
-_SAMPLES = 16
+SAMPLES = 16
 _WINDOW = 512
 """At most so many samples are taken: whole planes, or square windows of so many pixels an edge."""
+
+_BLOCK = 8
+"""Edge length of the blocks whose means tell where the image is dark, in pixels."""
 
 _SLICES_ASKED = 4
 _SURE_ENOUGH = 0.5
@@ -56,6 +66,13 @@ class Prepared:
         Whether the slices of a stack differ in their noise, and each says surely enough how.
     weights
         Hash of the parameters that the model has learned, ``""`` for a classical one.
+    n_slices
+        Number of slices of the image.
+    low_noise_sigma
+        Noise level that a quarter of the image stays below, in layer units; NaN for an image of
+        floating point numbers, and where nothing is done.
+    largest
+        Largest absolute value seen.
     """
 
     config: DiffusionConfig
@@ -63,13 +80,30 @@ class Prepared:
     requested: DiffusionConfig
     slices_differ: bool = False
     weights: str = ""
+    n_slices: int = 1
+    low_noise_sigma: float = math.nan
+    largest: float = math.nan
 
     @property
     def slice_by_slice(self) -> bool:
-        """Whether a stack needs this done anew for each slice."""
-        if self.estimate is None or self.requested.noise_scope == "stack":
+        """Whether each slice of the stack gets a noise model, and what depends on it, of its own.
+
+        Decided here alone: everybody else asks for the settings `of` a slice.
+        """
+        if self.n_slices == 1 or self.estimate is None or self.requested.noise_scope == "stack":
             return False
         return self.requested.noise_scope == "slice" or self.slices_differ
+
+    def of(self, plane: NDArray[Any]) -> Prepared:
+        """The settings of one slice ``(h, w)`` of the stack."""
+        if not self.slice_by_slice or missing_pixels(plane, self.requested.missing).is_everything:
+            return self
+        # All slices have one type, which the stack decides.
+        return replace(
+            prepare(plane, self.requested),
+            low_noise_sigma=self.low_noise_sigma,
+            largest=self.largest,
+        )
 
     @property
     def noise(self) -> NoiseModel:
@@ -125,9 +159,10 @@ def prepare(
     """
     requested = config or DiffusionConfig()
     rows_columns = check_image(image, plane_axes)
+    check_settings(requested)
     config = placed(requested)
     model = diffusivity_class(config.model)
-    _check_model(config)
+    check_settings(config)
     indices = plane_indices(tuple(image.shape), rows_columns)
     samples = _sample(image, indices, rows_columns, config.missing)
     if np.isnan(samples).all():
@@ -138,6 +173,9 @@ def prepare(
     check_values(lowest, highest, np.dtype(image.dtype))
     estimate = None
     differ = False
+    n_slices = len(indices)
+    largest = float(np.nanmax(np.abs(samples)))
+    is_whole = np.dtype(image.dtype).kind in "iu"
     noise = config.noise
     if noise is None:
         kind = noise_kind_of(config)
@@ -151,7 +189,7 @@ def prepare(
     if noise.is_zero:
         # Nothing will be done; the rest is filled in only so that nothing is left open.
         idle = config.with_(iterations=0, contrast=1.0, tau=STABLE_TAU, presmooth_sigma=0.0)
-        return Prepared(idle, estimate, requested)
+        return Prepared(idle, estimate, requested, n_slices=n_slices, largest=largest)
     stabilised_range(noise, lowest, highest)
     for sample in samples:  # which settings suit the image is told by what takes part
         sample[missing_pixels(sample, noise=noise).mask] = np.nan
@@ -163,7 +201,13 @@ def prepare(
         iterations = FastExplicitDiffusion(time_wanted).least_iterations()
     elif iterations is None:
         iterations = max(1, round(time_wanted / tau))
-    return Prepared(
+        most = card(config.model).most_iterations
+        if most is not None and iterations > most:
+            raise InvalidSettingError(
+                f"With time steps of {tau:g} {config.model} would take {iterations} iterations, "
+                f"and it was made for at most {most}. Give a larger tau, or leave it automatic."
+            )
+    prepared = Prepared(
         config.with_(
             iterations=iterations,
             tau=tau,
@@ -179,21 +223,13 @@ def prepare(
         requested,
         differ,
         weights_hash(config.model),
+        n_slices,
+        _low_noise_sigma(noise, samples) if is_whole and iterations else math.nan,
+        largest,
     )
-
-
-def _check_model(config: DiffusionConfig) -> None:
-    """Refuse settings that the model can't follow."""
-    if config.scheme == "fed" and "scheme" not in card(config.model).settings:
-        raise InvalidSettingError(
-            "The FED scheme needs a diffusivity that is at most 1: it is for perona-malik only."
-        )
-    most = card(config.model).most_iterations
-    if most is not None and config.iterations is not None and config.iterations > most:
-        raise InvalidSettingError(
-            f"{config.model} was made for at most {most} iterations, not {config.iterations}. "
-            "Take fewer, or leave the number automatic."
-        )
+    if prepared.slice_by_slice and math.isfinite(prepared.low_noise_sigma):
+        return replace(prepared, low_noise_sigma=_lowest_of_slices(samples, noise_kind_of(config)))
+    return prepared
 
 
 def _sample(
@@ -208,21 +244,43 @@ def _sample(
     Some million pixels tell all there is to know about the noise; more would only take time and
     memory.
     """
-    chosen = [indices[i] for i in sample_planes(len(indices), _SAMPLES)]
+    chosen = [indices[i] for i in sample_planes(len(indices), SAMPLES)]
     shape = [image.shape[axis] for axis in plane_axes]
     windows = [(slice(None), slice(None))]
-    if len(chosen) * shape[0] * shape[1] > _SAMPLES * _WINDOW**2:
+    if len(chosen) * shape[0] * shape[1] > SAMPLES * _WINDOW**2:
         starts = [range(0, max(1, size - _WINDOW + 1), _WINDOW) for size in shape]
         windows = [
             (slice(y, y + _WINDOW), slice(x, x + _WINDOW)) for y in starts[0] for x in starts[1]
         ]
-    of_each = sample_planes(len(windows), max(1, _SAMPLES // len(chosen)))
+    of_each = sample_planes(len(windows), max(1, SAMPLES // len(chosen)))
     samples = []
     for number, index in enumerate(chosen):
         plane = without_missing(read_plane(image, index, plane_axes), missing)
         # Moving on from plane to plane, so that not all windows are of the same corner.
         samples += [plane[windows[(w + number) % len(windows)]] for w in of_each]
     return np.stack(samples).astype(np.float64)
+
+
+def _low_noise_sigma(noise: NoiseModel, samples: NDArray[np.float64]) -> float:
+    """Noise level that a quarter of the image stays below; NaN where all is constant.
+
+    By the means of blocks, since single pixels scatter; exactly constant ones hold no noise.
+    """
+    size = min(_BLOCK, *samples.shape[1:])
+    rows, columns = (length // size for length in samples.shape[1:])
+    cut = samples[:, : rows * size, : columns * size]
+    blocks = cut.reshape(-1, rows, size, columns, size).swapaxes(2, 3).reshape(-1, size**2)
+    blocks = blocks[np.isfinite(blocks).all(axis=1)]
+    means = blocks.mean(axis=1)[np.ptp(blocks, axis=1) > 0]
+    return float(np.quantile(np.sqrt(noise.variance(means)), 0.25)) if len(means) else math.nan
+
+
+def _lowest_of_slices(samples: NDArray[np.float64], kind: NoiseChoice) -> float:
+    """The lowest `_low_noise_sigma` of slices that have noise models of their own."""
+    alone = [samples[i] for i in sample_planes(len(samples), _SLICES_ASKED)]
+    models = [(s, estimate_noise(s, kind).model) for s in alone if np.isfinite(s).any()]
+    levels = [_low_noise_sigma(m, s[None]) for s, m in models if not m.is_zero]
+    return min((level for level in levels if math.isfinite(level)), default=math.nan)
 
 
 def _can_tell(samples: NDArray[np.float64], kind: NoiseChoice) -> bool:

@@ -6,14 +6,15 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
-from napari_learned_diffusion.config import MapsConfig
+from napari_learned_diffusion.config import DOUBTFUL, MapsConfig
 from napari_learned_diffusion.core.missing import Missing
-from napari_learned_diffusion.core.noise import NoiseModel
+from napari_learned_diffusion.core.noise import Correlated, NoiseModel
 from napari_learned_diffusion.core.noise_estimation import estimate_noise
 from napari_learned_diffusion.jobs.plane_solver import PlaneResult, PlaneSolver, extent
 
@@ -28,9 +29,13 @@ class Report:
         Wall-clock time, the noise estimate not counted.
     device
         Name of the device.
-    noise_before, noise_after
-        Standard deviation of the noise, root mean square over the image, in the input and what is
-        left of it in the result; NaN where it wasn't measured.
+    noise_sigma
+        Standard deviation of the noise by the noise model, root mean square over the pixels that
+        hold noise; NaN where there are none, as in an empty image.
+    removed_sigma
+        Standard deviation of what was removed, input minus result, over the same pixels. Where the
+        result is good it is a little smaller than ``noise_sigma``; detail that was removed counts
+        in it, too.
     mean_drift
         Mean of the result minus mean of the input.
     range_before, range_after
@@ -40,29 +45,54 @@ class Report:
     masked_pixels
         Pixels that took no part and came back as they were: NaN, infinite, masked or declared
         missing ones, fill values, a constant background.
+    noise_sigmas, iterations
+        Lowest and highest noise level, and number of iterations, of the slices that had any.
     messages
         Sentences for the user.
     """
 
     seconds: float
     device: str
-    noise_before: float
-    noise_after: float
+    noise_sigma: float
+    removed_sigma: float
     mean_drift: float
     range_before: tuple[float, float]
     range_after: tuple[float, float]
     range_kept: bool
     masked_pixels: int
+    noise_sigmas: tuple[float, float] = (math.nan, math.nan)
+    iterations: tuple[int, int] = (0, 0)
     messages: tuple[str, ...] = ()
+
+    def removed(self, unit: str = "") -> str:
+        """How much of the noise was removed, in words; empty where there was none."""
+        return describe_removed(self.noise_sigma, self.removed_sigma, unit)
 
     def summary(self, unit: str = "") -> str:
         """The report in one line."""
         parts = [f"{self.seconds:.3g} s on {self.device}"]
-        if np.isfinite(self.noise_after):
-            parts.append(f"noise {self.noise_before:.3g} → {self.noise_after:.3g} {unit}".rstrip())
+        if removed := self.removed(unit):
+            parts.append(f"removed {removed}")
         parts.append(f"mean drift {self.mean_drift:.1g} {unit}".rstrip())
         parts.append("range kept" if self.range_kept else "range left")
         return " · ".join(parts)
+
+
+def describe_removed(noise_sigma: float, removed_sigma: float, unit: str = "") -> str:
+    """How much was removed of how much noise, and the part of the noise model's variance that is.
+
+    Parameters
+    ----------
+    noise_sigma, removed_sigma
+        As of `Report`.
+    unit
+        Of the intensities.
+    """
+    if not (math.isfinite(removed_sigma) and noise_sigma > 0):
+        return ""
+    share = (removed_sigma / noise_sigma) ** 2
+    levels = f"{removed_sigma:.4g} of {noise_sigma:.4g} {unit}".rstrip()
+    return f"{levels} ({share:.0%} of the noise variance)"
 
 
 @dataclass
@@ -88,6 +118,12 @@ class Tally:
     unsound: float = 0.0
     unchanged: int = 0
     unresolved: int = 0
+    doubtful: int = 0
+    noisy_pixels: int = 0
+    variance: float = 0.0
+    removed: float = 0.0
+    noise_sigmas: tuple[float, float] = (np.inf, -np.inf)
+    iterations: tuple[int, int] = (0, 0)
 
     def add(
         self,
@@ -121,6 +157,59 @@ class Tally:
         self.range_before = _union(self.range_before, extent(plane, valid))
         self.range_after = _union(self.range_after, extent(result.plane, valid))
         self.range_kept = self.range_kept and result.range_kept
+        self._add_noise(plane, result, solver)
+
+    def _add_noise(self, plane: NDArray[Any], result: PlaneResult, solver: PlaneSolver) -> None:
+        """What was removed where there was noise: not in exactly constant areas, nor where idle."""
+        noise, estimate = solver.prepared.noise, solver.prepared.estimate
+        if noise.is_zero or solver.iterations == 0:
+            return
+        holds_noise = ~_is_constant(plane)
+        if result.valid is not None:
+            holds_noise &= result.valid
+        count = int(np.count_nonzero(holds_noise))
+        if count == 0:
+            return
+        before = plane[holds_noise].astype(np.float64)
+        variance = float(noise.variance(before).sum())
+        self.noisy_pixels += count
+        self.variance += variance
+        self.removed += float(np.square(before - result.plane[holds_noise]).sum())
+        sigma = math.sqrt(variance / count)
+        self.noise_sigmas = _union(self.noise_sigmas, (sigma, sigma))
+        low, high = self.iterations
+        self.iterations = (
+            min(low or solver.iterations, solver.iterations),
+            max(high, solver.iterations),
+        )
+        # An estimate for the whole stack is judged once, by whoever has asked for it.
+        if estimate is not None and solver.prepared.n_slices == 1:
+            self.doubtful += estimate.confidence < DOUBTFUL
+
+    def noise_levels(self) -> tuple[float, float]:
+        """Standard deviation of the noise by the noise model, and of what was removed."""
+        if self.noisy_pixels == 0:
+            return math.nan, math.nan
+        count = self.noisy_pixels
+        return math.sqrt(self.variance / count), math.sqrt(self.removed / count)
+
+    def report(self, seconds: float, device: str, *messages: str) -> Report:
+        """The report; ``messages`` come before those of the planes, empty ones are left out."""
+        noise_sigma, removed_sigma = self.noise_levels()
+        return Report(
+            seconds=seconds,
+            device=device,
+            noise_sigma=noise_sigma,
+            removed_sigma=removed_sigma,
+            mean_drift=self.mean_drift,
+            range_before=self.range_before,
+            range_after=self.range_after,
+            range_kept=self.range_kept,
+            masked_pixels=self.masked,
+            noise_sigmas=self.noise_sigmas if self.noisy_pixels else (math.nan, math.nan),
+            iterations=self.iterations,
+            messages=(*filter(None, messages), *self.messages()),
+        )
 
     def _add_missing(self, missing: Missing) -> None:
         self.missing["NaN or infinite"] += missing.not_finite
@@ -140,6 +229,11 @@ class Tally:
                 "The noise level is 0: the image was given back as it is."
                 if self.planes == self.without_noise
                 else f"{self.without_noise} slices hold no noise and were given back as they are."
+            )
+        if self.doubtful and self.planes > 1:
+            yield (
+                f"Of {self.doubtful} of {self.planes} slices the noise estimate is doubtful: its "
+                f"confidence is below {DOUBTFUL:g}."
             )
         if self.idle:
             yield "With 0 iterations the image was given back as it is."
@@ -187,13 +281,15 @@ class Tally:
             )
 
 
-def noise_levels(
+def flat_noise_levels(
     noise: NoiseModel, before: NDArray[Any], after: NDArray[Any]
 ) -> tuple[float, float]:
-    """Noise of a plane, root mean square in layer units: by the model, and what is left of it.
+    """Noise of a plane, root mean square in layer units: by the model, and visible in flat areas.
 
-    What is left is as much less as the same measure finds after than before, in stabilised units,
-    where one number says it for all intensities.
+    What is visible in flat areas of the result is no measure of its error, which is larger: noise
+    that stayed beside edges, and coarse noise, aren't in it. It is as much less as the same measure
+    finds after than before, in stabilised units, where one number says it for all intensities; of
+    correlated noise by its whole spectrum, since its high frequencies say little.
     """
     finite = before[np.isfinite(before)]
     if noise.is_zero or finite.size == 0:
@@ -206,8 +302,19 @@ def noise_levels(
 
 def _stabilised_sigma(noise: NoiseModel, plane: NDArray[Any]) -> float:
     finite = np.where(np.isfinite(plane), plane, np.nan).astype(np.float64)
-    found = estimate_noise(noise.stabilise(finite), "gaussian").model
+    kind: Literal["correlated", "gaussian"] = (
+        "correlated" if isinstance(noise, Correlated) else "gaussian"
+    )
+    found = estimate_noise(noise.stabilise(finite), kind).model
     return math.sqrt(found.variance(0.0))
+
+
+def _is_constant(plane: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where a pixel and all its neighbours have one value, as in a masked background."""
+    if plane.dtype.kind == "f" and plane.dtype.itemsize not in (4, 8):  # which scipy can't filter
+        plane = plane.astype(np.float64)
+    smooth = ndimage.minimum_filter(plane, 3) == ndimage.maximum_filter(plane, 3)
+    return np.asarray(smooth, np.bool_)
 
 
 def _union(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:

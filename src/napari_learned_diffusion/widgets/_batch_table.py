@@ -43,7 +43,7 @@ TIPS = (
     "Waiting, running, writing the result, done, skipped because it was done before, failed or "
     "stopped.",
     "Slices that are done, of all.",
-    "Noise level before → after, in the units of the image.",
+    "Standard deviation of what was removed, of that of the noise, in the units of the image.",
     "Since the file was begun, in seconds.",
     "Why it failed or was skipped, or what wasn't as usual.",
 )
@@ -115,9 +115,9 @@ class Row:
 
     def _noise(self) -> str:
         status = self.status
-        if status is None or math.isnan(status.noise_before):
+        if status is None or math.isnan(status.noise_sigma):
             return ""
-        return f"{status.noise_before:.3g} → {status.noise_after:.3g}"
+        return f"{status.removed_sigma:.3g} of {status.noise_sigma:.3g}"
 
 
 def _place(source: Source) -> str:

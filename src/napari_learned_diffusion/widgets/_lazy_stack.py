@@ -159,7 +159,7 @@ class LazyStack:
         where = tuple(slice(r.start, r.stop if r.stop >= 0 else None, r.step) for r in ranges)
         others, plane_axes = self._source.other_axes, self._source.plane_axes
         if isinstance(self._source.data, np.ndarray):
-            block = self._source.data[where].copy()
+            block = self._source.data[where].astype(self.dtype)
         else:
             block = np.full([len(r) for r in ranges], self._source.blank(), self.dtype)
         part = tuple(where[axis] for axis in plane_axes)
@@ -189,6 +189,11 @@ class LazyStack:
         return ranges, squeeze
 
     # --- for the worker ---------------------------------------------------------------------------
+
+    def adopt_type(self, dtype: np.dtype[Any]) -> None:
+        """Note the type of the result, which is known only when the noise is."""
+        with self._lock:
+            self.dtype = dtype
 
     def next(self) -> Index | None:
         """The slice that is wanted most and isn't there; ``None`` if there is none."""

@@ -18,7 +18,9 @@ from napari_learned_diffusion.config import MapsConfig
 from napari_learned_diffusion.core.errors import FileWriteError, InvalidImageError
 from napari_learned_diffusion.core.zoo import card
 from napari_learned_diffusion.files import write
+from napari_learned_diffusion.jobs.planes import write_plane
 from napari_learned_diffusion.jobs.progress import Job, Progress, Result
+from napari_learned_diffusion.jobs.result_type import result_type
 from napari_learned_diffusion.widgets._content import checksum
 from napari_learned_diffusion.widgets._imports import import_module
 from napari_learned_diffusion.widgets._text import short_name
@@ -126,14 +128,17 @@ def _prepare_slice(
     request: Request, whole: Prepared | None, plane: NDArray[Any], jobs: Any
 ) -> Prepared:
     """What the automatic settings become for one slice; ``whole`` is what they are for all."""
-    if whole is not None and not (whole.slice_by_slice and request.source.n_slices > 1):
+    if whole is not None and not whole.slice_by_slice:
         return whole
     prepared: Prepared = jobs.prepare(plane, request.config, plane_axes=(0, 1))
-    return prepared
+    if whole is None:
+        return prepared
+    # All slices have one type, which the stack decides.
+    return replace(prepared, low_noise_sigma=whole.low_noise_sigma, largest=whole.largest)
 
 
 def denoise_slice(
-    request: Request, load: Callable[[], Any] = load_jobs, *, measure: bool = True
+    request: Request, load: Callable[[], Any] = load_jobs, *, is_quick: bool = False
 ) -> Job[Answer]:
     """Denoise the slice that was in view, to come out as it does when the stack is denoised.
 
@@ -143,14 +148,14 @@ def denoise_slice(
         What to do.
     load
         Returns the module of the jobs.
-    measure
-        Whether to measure the noise that is left, which takes longer than the rest.
+    is_quick
+        Whether to trust what is known of a lazy layer without a look at one of its slices.
     """
     yield Progress(0, 1, "Preparing")
     jobs = load()
     whole = None
     if not request.known.slice_by_slice:
-        whole = _prepare(request, jobs, is_quick=not measure)
+        whole = _prepare(request, jobs, is_quick=is_quick)
     yield Progress(0, 1, "Reading the slice")
     plane = request.source.read_slice()
     used = _prepare_slice(request, whole, plane, jobs)
@@ -161,7 +166,6 @@ def denoise_slice(
         tiling=request.tiling,
         prepared=used,
         maps=request.maps,
-        measure=measure,
     )
     residual = _subtract(plane, result.image) if request.outputs.residual else None
     return Answer(request, whole, used, result.report, result.image, residual, *_maps(result))
@@ -170,7 +174,11 @@ def denoise_slice(
 def denoise_stack(
     request: Request, out: NDArray[Any], load: Callable[[], Any] = load_jobs
 ) -> Job[Answer]:
-    """Denoise every slice of the layer, each into its place in ``out``."""
+    """Denoise every slice of the layer, each into its place in ``out``.
+
+    Where the result has another type than ``out``, which shows what is done so far, it gets an
+    array of its own.
+    """
     source = request.source
     # What isn't done yet looks like the source, except where that would load a lazy layer.
     for index in _planes(source):
@@ -178,7 +186,9 @@ def denoise_stack(
         yield Progress(0, 1, "Preparing")
     jobs = load()
     whole = _prepare(request, jobs)
-    result: Denoised = yield from jobs.denoise_stack(
+    target = result_type(out.dtype, whole)
+    denoised = out if target.dtype == out.dtype else np.empty(out.shape, target.dtype)
+    job: Job[Denoised] = jobs.denoise_stack(
         source.data,
         whole.config,
         plane_axes=source.plane_axes,
@@ -186,12 +196,31 @@ def denoise_stack(
         tiling=request.tiling,
         prepared=whole,
         maps=request.maps,
-        out=out,
+        out=denoised,
     )
+    if denoised is not out:
+        job = _shown_in(out, source.plane_axes, job)
+    result = yield from job
     residual = None
     if request.outputs.residual:
-        residual = yield from _stack_residual(source, out)
-    return Answer(request, whole, whole, result.report, out, residual, *_maps(result))
+        residual = yield from _stack_residual(source, denoised)
+    return Answer(request, whole, whole, result.report, denoised, residual, *_maps(result))
+
+
+def _shown_in(out: NDArray[Any], axes: tuple[int, int], job: Job[Result]) -> Job[Result]:
+    """A job whose finished planes are put into an array of whole numbers, too, to be seen."""
+    try:
+        while True:
+            try:
+                progress = next(job)
+            except StopIteration as stop:
+                result: Result = stop.value
+                return result
+            if progress.plane is not None and progress.index is not None:
+                write_plane(out, progress.index, axes, np.rint(progress.plane))
+            yield progress
+    finally:
+        job.close()
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,8 +297,10 @@ def denoise_lazily(
     yield Progress(0, 1, "Preparing")
     jobs = load()
     whole = None
-    if not request.known.slice_by_slice:
+    # The type of all slices is decided by the stack where it has whole numbers.
+    if not request.known.slice_by_slice or request.source.data.dtype.kind in "iu":
         whole = _prepare(request, jobs, is_quick=stack.n_ready > 0)
+        stack.adopt_type(result_type(request.source.data.dtype, whole).dtype)
     while (index := stack.next()) is not None:
         # A copy, for an array in memory may be changed in place meanwhile.
         plane = np.array(request.source.read_at(index))
@@ -283,7 +314,6 @@ def denoise_lazily(
                 tiling=request.tiling,
                 prepared=used,
                 maps=MapsConfig(),
-                measure=False,
             )
             result = yield from _unless_late(job, index, stack)
             if result is None:

@@ -638,7 +638,7 @@ class DenoiseWidget(DockedWidget):
             look = {"colormap": ORIENTATION_COLORMAP, "contrast_limits": ORIENTATION_LIMITS}
             show("orientation", answer.orientation, look, is_alone)
         if answer.residual is not None:
-            limit = RESIDUAL_LIMIT * answer.report.noise_before
+            limit = RESIDUAL_LIMIT * answer.report.noise_sigma
             limit = limit if np.isfinite(limit) and limit > 0 else 1.0
             look = {"colormap": RESIDUAL_COLORMAP, "contrast_limits": (-limit, limit)}
             show("residual", answer.residual, look, is_alone)
@@ -822,7 +822,7 @@ class DenoiseWidget(DockedWidget):
         self._previewed = _slice_key(request.source)
         request = replace(request, maps=MapsConfig())  # only the result is shown
         self._preview.submit(
-            partial(_tasks.denoise_slice, request, self._load_jobs, measure=False), "Live preview"
+            partial(_tasks.denoise_slice, request, self._load_jobs, is_quick=True), "Live preview"
         )
 
     def _on_preview_succeeded(self, answer: Answer) -> None:
