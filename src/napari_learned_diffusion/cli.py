@@ -65,7 +65,7 @@ from napari_learned_diffusion.files import write as write_file
 from napari_learned_diffusion.files._dicom_write import check_series
 from napari_learned_diffusion.files.formats import check_target, format_of, format_to_write
 from napari_learned_diffusion.jobs.progress import Job, Progress, run
-from napari_learned_diffusion.jobs.result_type import result_type
+from napari_learned_diffusion.jobs.result_type import for_format, result_type
 from napari_learned_diffusion.recipe import noise_options
 
 if TYPE_CHECKING:
@@ -534,7 +534,7 @@ def denoise(
     _check_series(volume, outputs)
     axes = volume.axes_of_planes(settings.plane)
     with _progress_shown() as show:
-        done = run(_denoise_job(volume, settings, target.parent, maps), show)
+        done = run(_denoise_job(volume, settings, target, maps), show)
         result = _as_stored(volume, done.image)
         found = {name: getattr(done, name) for name in map_files}
         show(Progress(0, 0, "Writing"))
@@ -582,7 +582,7 @@ def write_diffusivity(
     axes = volume.axes_of_planes(settings.plane)
     maps = MapsConfig(diffusivity=True, step=map_step)
     with _progress_shown() as show:
-        done = run(_denoise_job(volume, settings, target.parent, maps), show)
+        done = run(_denoise_job(volume, settings, target, maps), show)
         if done.diffusivity is None:
             raise InvalidSettingError(
                 "No step is done, so there is no diffusivity: the noise level or the number of "
@@ -851,16 +851,17 @@ def _difference(noisy: Any, denoised: Any) -> Any:
 
 
 def _denoise_job(
-    volume: Volume, settings: _Settings, folder: Path, maps: MapsConfig
+    volume: Volume, settings: _Settings, target: Path, maps: MapsConfig
 ) -> Job[Denoised]:
     from napari_learned_diffusion.jobs.denoise import denoise_stack, prepare
 
     axes = volume.axes_of_planes(settings.plane)
-    yield Progress(0, 0, "Estimating the noise")
     config = settings.config.also_missing(volume.missing)
+    config = for_format(config, volume.data.dtype, format_to_write(target, volume.metadata))
+    yield Progress(0, 0, "Estimating the noise")
     prepared = prepare(volume.data, config, plane_axes=axes)
     dtype = result_type(volume.data.dtype, prepared).dtype
-    out, *maps_out = _scratch(volume, [dtype, *(np.float32 for _ in maps.names)], folder)
+    out, *maps_out = _scratch(volume, [dtype, *(np.float32 for _ in maps.names)], target.parent)
     done = yield from denoise_stack(
         volume.data,
         plane_axes=axes,

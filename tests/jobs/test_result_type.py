@@ -6,9 +6,13 @@ import pytest
 
 from napari_learned_diffusion import LearnedDiffusionError, LearnedDiffusionWarning, denoise
 from napari_learned_diffusion.config import DiffusionConfig, Gaussian, MapsConfig, PoissonGaussian
+from napari_learned_diffusion.core.errors import FileFormatError
+from napari_learned_diffusion.files import FORMATS, Volume, read, write
+from napari_learned_diffusion.jobs.batch import BatchConfig, denoise_batch
+from napari_learned_diffusion.jobs.batch_sources import find_sources
 from napari_learned_diffusion.jobs.denoise import denoise_lazy, denoise_stack, prepare
 from napari_learned_diffusion.jobs.progress import run
-from napari_learned_diffusion.jobs.result_type import result_type
+from napari_learned_diffusion.jobs.result_type import for_format, result_type
 
 CLASSIC = DiffusionConfig("perona-malik", device="cpu")
 PHOTONS = PoissonGaussian(1.0)
@@ -133,3 +137,30 @@ class TestPython:
     def test_other_types_are_refused(self, dtype):
         with pytest.raises(LearnedDiffusionError, match="float32"):
             denoise(counts(0.5), dtype=dtype, **SETTINGS)
+
+
+class TestFiles:
+    def test_a_format_of_whole_numbers_keeps_them_and_says_what_is_lost(self):
+        config = for_format(CLASSIC.with_(noise=PHOTONS), "u1", FORMATS["dicom"])
+        done = run(denoise_stack(counts(0.5), config))
+        assert done.image.dtype == np.uint8
+        assert any("rounding" in message for message in done.report.messages)
+
+    def test_a_format_of_whole_numbers_refuses_float32(self):
+        with pytest.raises(FileFormatError, match="whole numbers only"):
+            for_format(DiffusionConfig(dtype="float32"), "u1", FORMATS["dicom"])
+
+    @pytest.mark.parametrize("suffix", [".tif", ".mrc", ".nii.gz", ".ome.zarr"])
+    @pytest.mark.parametrize("depth", [1, 3])
+    def test_a_batch_keeps_the_mean_of_few_counts(self, tmp_path, suffix, depth):
+        stack = counts(0.5, shape=(depth, 40, 48))
+        unit = ("pixel",) * 3
+        write(tmp_path / f"in{suffix}", Volume(stack, "ZYX", (1.0,) * 3, unit, "in"))
+        config = CLASSIC.with_(noise=PHOTONS)
+        sources = find_sources([str(tmp_path / f"in{suffix}")], tmp_path / "out")
+        summary = run(denoise_batch(sources, BatchConfig(out=tmp_path / "out"), config))
+        assert summary.count("done") == 1
+        assert "float32" in summary.files[0].message
+        result = read(tmp_path / "out" / f"in{suffix}", lazy=False).data
+        assert result.dtype == np.float32
+        np.testing.assert_array_equal(result, run(denoise_stack(stack, config)).image)

@@ -287,8 +287,8 @@ def test_a_folder_with_a_broken_file_then_again_then_mended(
     finish(widget)
     assert column(widget, STATE) == ["done", "done", "failed", "done"]
     assert column(widget, SLICES)[0] == f"{SLICES_OF_A_SCAN} / {SLICES_OF_A_SCAN}"
-    before, after = (float(level) for level in column(widget, NOISE)[0].split(" → "))
-    assert before > after > 0
+    removed, noise = (float(level) for level in column(widget, NOISE)[0].split(" of "))
+    assert noise > removed > 0
     assert "3 done, 0 skipped, 1 failed" in widget.status.text()
     assert widget.status.is_error
     assert str(broken) in widget.details.text()  # the failed row is chosen

@@ -59,6 +59,8 @@ class Format:
         Whether ``write`` makes a folder of a path.
     foreign
         The first thing in a folder that ``write`` wouldn't have made; ``None`` if there is none.
+    holds_fractions
+        Whether it has a type of floating point numbers.
     """
 
     key: str
@@ -70,6 +72,7 @@ class Format:
     compressions: tuple[str, ...] = ()
     makes_folder: Callable[[Path], bool] = lambda _: False
     foreign: atomic.Foreign = lambda _: None
+    holds_fractions: bool = True
 
 
 FORMATS: dict[str, Format] = {
@@ -98,6 +101,7 @@ FORMATS: dict[str, Format] = {
             is_series,
             makes_folder=lambda path: not is_single(path),
             foreign=foreign_in_series,
+            holds_fractions=False,
         ),
     )
 }

@@ -61,6 +61,7 @@ from napari_learned_diffusion.jobs.batch_targets import Targets
 from napari_learned_diffusion.jobs.planes import check_image
 from napari_learned_diffusion.jobs.prepare import Prepared, prepare
 from napari_learned_diffusion.jobs.progress import Job, Progress
+from napari_learned_diffusion.jobs.result_type import ResultType, for_format, result_type
 
 State = Literal["waiting", "running", "writing", "done", "skipped", "failed"]
 _FINAL: tuple[State, ...] = ("done", "skipped", "failed")
@@ -282,7 +283,9 @@ class _Examined:
     target: Path
     format: Format
     scratch: Scratch
+    config: DiffusionConfig
     prepared: Prepared | None
+    type: ResultType
     record: dict[str, Any]
     stamp: Stamp | None
     may_replace: bool
@@ -497,20 +500,26 @@ class _Run:
         self.targets.check_no_input(source, target)
         may_replace = self.batch.overwrite or self._is_ours(known, target)
         check_result(target, file_format, overwrite=may_replace)
-        scratch, leftover = self._scratch(source, volume, axes, target, known, record)
+        config = self.config.also_missing(volume.missing)
+        config = for_format(config, volume.data.dtype, file_format)
+        # A single slice is prepared by the worker: the noise of many files is found in parallel.
+        # Only the type of a result of whole numbers must be known before.
+        is_stack = math.prod(volume.data.shape) > math.prod(volume.data.shape[a] for a in axes)
+        is_open = config.dtype == "auto" and volume.data.dtype.kind in "iu"
+        prepared = prepare(volume.data, config, plane_axes=axes) if is_stack or is_open else None
+        wanted = result_type(volume.data.dtype, prepared or config)
+        scratch, leftover = self._scratch(source, volume, axes, target, known, record, wanted.dtype)
         scratch.examine(self._ticker(f"{source.name}: checking the slices that are done"))
         self.doing = ""
-        # A single slice is prepared by the worker: the noise of many files is found in parallel.
-        is_stack = math.prod(volume.data.shape) > math.prod(volume.data.shape[a] for a in axes)
-        config = self.config.also_missing(volume.missing)
-        prepared = prepare(volume.data, config, plane_axes=axes) if is_stack else None
         return _Examined(
             volume,
             axes,
             target,
             file_format,
             scratch,
+            config,
             prepared,
+            wanted,
             record,
             stamp,
             may_replace,
@@ -582,6 +591,7 @@ class _Run:
         target: Path,
         known: Record,
         record: Record,
+        dtype: np.dtype[Any],
     ) -> tuple[Scratch, Path | None]:
         """Where the slices of a file are kept, and where they were kept before."""
         shape = volume.data.shape
@@ -596,7 +606,7 @@ class _Run:
             source.place,
             _fingerprint(record),
             (count, shape[axes[0]], shape[axes[1]]),
-            np.dtype(volume.data.dtype),
+            dtype,
             known=(before.name,) if before is not None and is_beside else (),
             is_taken=self.targets.is_claimed,
         )
@@ -636,16 +646,12 @@ class _Run:
             remove_scratch(found.leftover)
         found.scratch.open()
         token = f"{status.number} {record['input_hash']}"
-        notes = " ".join(found.volume.metadata.get("notes", ()))
+        told = (*found.volume.metadata.get("notes", ()), found.type.message)
+        notes = " ".join(filter(None, told))
         file = _File(
             status=replace(status, output=found.target, message=notes),
             found=found,
-            task=PlaneTask(
-                token,
-                self.config.also_missing(found.volume.missing),
-                found.prepared,
-                found.volume.spacing(found.axes),
-            ),
+            task=PlaneTask(token, found.config, found.prepared, found.volume.spacing(found.axes)),
             record=record,
             begun=begun,
         )
@@ -834,9 +840,12 @@ def _as_json(config: DiffusionConfig, batch: BatchConfig) -> dict[str, Any]:
     own = {key: getattr(batch, key) for key in ("format", "plane", "series", "compression")}
     values = asdict(config) | {"noise": config.noise.to_dict() if config.noise else None}
     del values["device"]
-    if not values.pop("missing"):  # results of versions without this setting stay valid
-        return values | own
-    return values | own | {"missing": list(config.missing)}
+    # Results of versions without these settings stay valid.
+    if values.pop("missing"):
+        own |= {"missing": list(config.missing)}
+    if values["dtype"] == "auto":
+        del values["dtype"]
+    return values | own
 
 
 def _note(config: DiffusionConfig, prepared: Prepared | None) -> str:

@@ -57,7 +57,7 @@ class PlaneOutcome:
     Parameters
     ----------
     plane
-        In the dtype of the input.
+        In the type that `jobs.result_type` says.
     seconds
         Time of the denoising.
     noise
@@ -103,9 +103,12 @@ class PlaneWorker:
     ) -> PlaneOutcome:
         """Denoise a plane; ``stopped`` is asked after every step of the diffusion."""
         from napari_learned_diffusion.jobs.report import Tally
+        from napari_learned_diffusion.jobs.result_type import result_type
 
         start = time.perf_counter()
         solver = self._solver(plane, task)
+        target = result_type(plane.dtype, task.prepared or solver.prepared)
+        plane = target.as_solved(plane)
         steps = solver.solve(plane)
         try:
             while True:
@@ -123,15 +126,12 @@ class PlaneWorker:
         return PlaneOutcome(result.plane, seconds, noise, tuple(tally.messages()))
 
     def _solver(self, plane: NDArray[Any], task: PlaneTask) -> PlaneSolver:
-        from napari_learned_diffusion.core.missing import missing_pixels
         from napari_learned_diffusion.jobs.prepare import prepare
 
         prepared = task.prepared
-        by_slice = prepared is None or (
-            prepared.slice_by_slice and not missing_pixels(plane, task.config.missing).is_everything
-        )
-        if prepared is None or by_slice:
-            return self._load(prepare(plane, task.config), task)
+        if prepared is None or prepared.slice_by_slice:
+            own = prepare(plane, task.config) if prepared is None else prepared.of(plane)
+            return self._load(own, task)
         if self._kept is None or self._token != task.token:
             self._token, self._kept = task.token, self._load(prepared, task)
         return self._kept

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from napari_learned_diffusion.config import DiffusionConfig
+from napari_learned_diffusion.core.errors import FileFormatError
+
 if TYPE_CHECKING:
+    from napari_learned_diffusion.files.formats import Format
     from napari_learned_diffusion.jobs.prepare import Prepared
 
 FINE, COARSE = 1.5, 3.0
@@ -47,7 +51,36 @@ class ResultType:
         return plane.astype(np.float32 if plane.dtype.itemsize <= 2 else np.float64)
 
 
-def result_type(dtype: DTypeLike, prepared: Prepared) -> ResultType:
+def for_format(
+    config: DiffusionConfig, dtype: DTypeLike, file_format: Format | None
+) -> DiffusionConfig:
+    """The settings for a result that is written in a format, which may hold whole numbers only.
+
+    Parameters
+    ----------
+    config
+        What was asked for.
+    dtype
+        Of the image.
+    file_format
+        Of the result; ``None`` where it isn't known.
+
+    Raises
+    ------
+    FileFormatError
+        if float32 was asked for and the format can't hold it.
+    """
+    if file_format is None or file_format.holds_fractions or np.dtype(dtype).kind not in "iu":
+        return config
+    if config.dtype == "float32":
+        raise FileFormatError(
+            f"{file_format.key} files hold whole numbers only, not float32. Choose another format, "
+            "or leave the type of the result out."
+        )
+    return config.with_(dtype="same")
+
+
+def result_type(dtype: DTypeLike, prepared: Prepared | DiffusionConfig) -> ResultType:
     """The type of the result of an image of type ``dtype``.
 
     Parameters
@@ -55,12 +88,15 @@ def result_type(dtype: DTypeLike, prepared: Prepared) -> ResultType:
     dtype
         Of the image.
     prepared
-        The settings, which say what is wanted, and the noise that decides where that is left open.
+        The settings, which say what is wanted, and the noise that decides where that is left open;
+        settings that have not been prepared leave the type as it is.
     """
     same = np.dtype(dtype)
-    wanted = prepared.requested.dtype
+    wanted = (prepared if isinstance(prepared, DiffusionConfig) else prepared.requested).dtype
     if wanted == "float32":
         return ResultType(np.dtype(np.float32))
+    if isinstance(prepared, DiffusionConfig):
+        return ResultType(same)
     sigma = prepared.low_noise_sigma
     if same.kind not in "iu" or not sigma < COARSE:
         return ResultType(same)
