@@ -45,7 +45,11 @@ def test_one_pixel_of_a_small_array_makes_other_content(dtype: Any) -> None:
 def test_views_of_any_order_have_content() -> None:
     data = np.arange(60.0).reshape(3, 4, 5)
     for view in (data.T, data[::-1, ::2], np.broadcast_to(data[0], (3, 4, 5)), data[..., 0, 0]):
-        assert content_of(view) == content_of(view.copy())
+        before = content_of(view)
+        assert content_of(view.copy(order="K")) == before
+        data[0, 2, 0] += 1
+        assert (content_of(view) != before) == bool((view == data[0, 2, 0]).any())
+        data[0, 2, 0] -= 1
 
 
 def test_of_a_large_array_rows_all_over_it_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,3 +353,21 @@ def test_a_batch_takes_the_data_that_a_layer_has_when_it_starts(
         qtbot.waitUntil(lambda: not widget.is_working, timeout=TIMEOUT)
         mean = float(tifffile.imread(tmp_path / "cells.tif").mean())
         assert mean == pytest.approx(100 + offset, abs=2), widget.status.text()
+
+
+def test_a_batch_takes_a_zarr_that_is_in_memory_only(
+    qtbot: Any, model: ViewerModel, tmp_path: Path
+) -> None:
+    data = np.random.default_rng(0).normal(100, 5, (2, 24, 32)).astype("f4")
+    layer = model.add_image(zarr.array(data), name="cells", contrast_limits=(0, 200))
+    widget = BatchWidget(model)
+    qtbot.addWidget(widget)
+    widget.out.setText(str(tmp_path))
+    widget.form.model.set_key("perona-malik")
+    widget.form.iterations.set_value(1)
+    model.layers.selection = {layer}
+    widget.add_layers()
+    widget.start()
+    qtbot.waitUntil(lambda: not widget.is_working, timeout=TIMEOUT)
+    assert widget.table.rows[0].state == "done", widget.status.text()
+    assert tifffile.imread(tmp_path / "cells.tif").mean() == pytest.approx(100, abs=1)

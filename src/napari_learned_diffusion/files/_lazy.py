@@ -151,7 +151,10 @@ def files_behind(data: Array) -> set[Path]:
                 if isinstance(source, OnDisk):
                     sources.add(source.path)
                 elif hasattr(source, "store_path"):  # an array of zarr: the folder of its group
-                    sources.add(Path(str(source.store.root)))
+                    # A folder, or a zip file; an array in memory has neither.
+                    place = getattr(source.store, "root", getattr(source.store, "path", None))
+                    if place is not None:
+                        sources.add(Path(str(place)))
     return sources
 
 

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 Content = tuple[int | str, ...]
 """Equal for arrays of the same content; plain values, as a result's metadata keep them."""
 
-WHOLE_BYTES = 1 << 23
-"""Up to so many bytes all pixels are looked at; it takes two milliseconds."""
+WHOLE_BYTES = 1 << 22
+"""Up to so many bytes all pixels are looked at, which takes a millisecond; of larger arrays, so
+many bytes, which takes a few."""
 
 _ROWS_FROM_DISK = 64
 """Rows that are looked at in an array that lies on a disk, where each may be waited for."""
@@ -49,6 +50,8 @@ def checksum(pixels: NDArray[Any]) -> int:
 
 def _part(data: NDArray[Any]) -> NDArray[Any]:
     """All of a small array; of a large one rows that are spread over it."""
+    # In the order in which the pixels lie in memory: else a row is collected from all over it.
+    data = data.transpose(np.argsort(-np.abs(data.strides), kind="stable"))
     if data.ndim == 0 or data.nbytes <= WHOLE_BYTES:
         return data
     leading = data.shape[:-1]

@@ -34,7 +34,7 @@ from napari_learned_diffusion.widgets._form import FormValues, Outputs
 from napari_learned_diffusion.widgets._help import TITLE as HELP_TITLE
 from napari_learned_diffusion.widgets._help import HelpDialog
 from napari_learned_diffusion.widgets._noise_plot import NoisePlot
-from napari_learned_diffusion.widgets._text import PlainLabel, plain, short_name
+from napari_learned_diffusion.widgets._text import PlainLabel, breakable, plain, short_name
 
 if TYPE_CHECKING:
     from napari_learned_diffusion.core.noise_estimation import NoiseEstimate
@@ -367,6 +367,9 @@ class Note(PlainLabel):
         """Whether bad news are shown."""
         return self._is_error
 
+    def text(self) -> str:
+        return breakable(super().text(), is_back=True)
+
     def show_text(self, text: str) -> None:
         """Show a text in the usual colour."""
         self._show(text, is_error=False)
@@ -383,7 +386,7 @@ class Note(PlainLabel):
     def _show(self, text: str, *, is_error: bool) -> None:
         self._is_error = is_error
         self._restyle()
-        self.setText(text)
+        self.setText(breakable(text))
         self.setVisible(bool(text))
 
     def _restyle(self) -> None:

@@ -7,6 +7,8 @@ models come from elsewhere, and messages about errors contain them.
 
 from __future__ import annotations
 
+import re
+
 from napari.utils import notifications
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QLabel, QWidget
@@ -18,6 +20,12 @@ LONGEST_NAME = 80
 
 _NOTHING = "\u200b"
 """A space without width."""
+
+_WORD = 36
+"""Letters of a word after which a line may be broken."""
+
+_LONG_WORD = re.compile(rf"([^\s{_NOTHING}]{{{_WORD}}})(?=\S)")
+_LONG_WORD_END = re.compile(rf"([^\s{_NOTHING}]{{{_WORD}}}){_NOTHING}")
 
 
 def plain(text: str) -> str:
@@ -32,6 +40,19 @@ def plain(text: str) -> str:
 def short_name(name: object) -> str:
     """A name as it stands in messages and lists: on one line, and not too long."""
     return one_line(str(name), LONGEST_NAME)
+
+
+def breakable(text: str, *, is_back: bool = False) -> str:
+    """A text whose words can be wrapped where they are longer than a form is wide.
+
+    Parameters
+    ----------
+    is_back
+        Whether to make the text as it was before.
+    """
+    if is_back:
+        return _LONG_WORD_END.sub(r"\1", text)
+    return _LONG_WORD.sub(rf"\1{_NOTHING}", text)
 
 
 def tell_error(message: str) -> None:

@@ -388,8 +388,12 @@ class DenoiseWidget(DockedWidget):
             run.source if run is not None else None,
             lazy.request.source if lazy is not None else None,
         ]
-        of_layer = [s for s in read_before if s is not None and s.layer_id == layer_id]
-        if any(source.has_changed() for source in of_layer):
+        of_layer = {
+            (id(source.data), source.content): source
+            for source in read_before
+            if source is not None and source.layer_id == layer_id
+        }
+        if any(source.has_changed() for source in of_layer.values()):
             self._on_data(event)
             return
         if self._source is not None and self._source.layer_id == layer_id:

@@ -675,7 +675,8 @@ class FineTuneWidget(DockedWidget):
         try:
             model = None if name is None else user_model(name)
         except LearnedDiffusionError as error:
-            self.own_info.show_error(str(error))
+            problem = damaged_user_models().get(f"{PREFIX}{name}", str(error))
+            self.own_info.show_error(problem)
         else:
             self.own_info.show_text("None yet." if model is None else _described(model))
         self._update_buttons()
