@@ -269,7 +269,8 @@ def _options() -> dict[str, _Option]:
         ),
         "series": _Option(
             _FILES,
-            "Which image of a file that holds several, counted from 0. By default the largest.",
+            "Which image of a file that holds several, counted from 0. By default "
+            "all that fit together, as a stack; else the largest.",
             ("--series",),
             int | None,
             None,
