@@ -244,3 +244,10 @@ def test_what_ome_cannot_hold_is_refused_under_its_name(
         write(tmp_path / "a.ome.tif", made)
     assert list(tmp_path.iterdir()) == []
     np.testing.assert_array_equal(read(write(tmp_path / "a.tif", made)).data, made.data)
+
+
+def test_a_file_that_was_misnamed_keeps_its_name_and_kind(tmp_path: Path) -> None:
+    data = CHANNELS.astype(np.int64)
+    tifffile.imwrite(tmp_path / "a.ome.tif", data, photometric="minisblack", ome=False)
+    volume = read(tmp_path / "a.ome.tif")
+    np.testing.assert_array_equal(read(write(tmp_path / "b.ome.tif", volume)).data, data)

@@ -18,6 +18,7 @@ import dask.array as da
 import numpy as np
 import pydicom
 import pytest
+import tifffile
 from numpy.typing import NDArray
 
 from napari_learned_diffusion.config import DiffusionConfig, TilingConfig
@@ -192,6 +193,24 @@ def test_large_tiffs_become_zarr(
 ) -> None:
     monkeypatch.setattr(batch_module, "_LARGE_TIFF", 100)
     assert only(denoise(write(tmp_path / "a.tif", volume()), out)).output == out / "a.ome.zarr"
+
+
+def test_a_large_tiff_of_several_images_stays_a_tiff_of_as_many(
+    tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_module, "_LARGE_TIFF", 100)
+    for number, image in enumerate(noisy()[:2]):
+        tifffile.imwrite(tmp_path / "a.tif", image, append=number > 0)
+    assert only(denoise(tmp_path / "a.tif", out)).output == out / "a.tif"
+    with tifffile.TiffFile(out / "a.tif") as tif:
+        assert len(tif.series) == 2
+
+
+def test_what_is_left_out_of_a_tiff_is_told(tmp_path: Path, out: Path) -> None:
+    for number, image in enumerate(noisy()[:2]):
+        tifffile.imwrite(tmp_path / "a.tif", image[number:], append=number > 0)
+    file = only(denoise(tmp_path / "a.tif", out))
+    assert "the others were left out" in file.message
 
 
 def test_pixels_that_are_no_numbers_are_told(tmp_path: Path, out: Path) -> None:

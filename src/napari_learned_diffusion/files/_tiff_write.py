@@ -243,14 +243,22 @@ def _flavour(path: Path, volume: Volume, parts: list[Volume], compression: str |
     if promised or ("ome" in volume.metadata and _fits_ome(first)):
         if (reason := _not_ome(first)) is None:
             return ome
-        raise FileFormatError(
-            f"OME-TIFF can't hold {reason}. Choose a name that ends in .tif without .ome."
-        )
+        # Where the source had such a name and was none either, as of a batch, the name isn't ours.
+        if not _is_misnamed(volume):
+            raise FileFormatError(
+                f"OME-TIFF can't hold {reason}. Choose a name that ends in .tif without .ome."
+            )
     if len(parts) > 1:
         return shaped
     if _fits_imagej(volume, compression):
         return imagej
     return ome if _fits_ome(volume) else shaped
+
+
+def _is_misnamed(volume: Volume) -> bool:
+    """Whether the file that a volume was read from had the name of an OME-TIFF, but was none."""
+    name = str(volume.metadata.get("source", "")).lower()
+    return name.endswith(OME_SUFFIXES) and volume.metadata.get("format") != "OME-TIFF"
 
 
 def _stored_ndim(shape: tuple[int, ...]) -> int:

@@ -664,7 +664,9 @@ class _Run:
         wanted = FORMATS[self.batch.format] if self.batch.format else own
         if wanted is None:
             raise FileFormatError(f"{source.path} is of no known format.")
-        if self.batch.format is None and wanted.key == "tiff" and volume.data.nbytes > _LARGE_TIFF:
+        is_large = wanted.key == "tiff" and volume.data.nbytes > _LARGE_TIFF
+        # Positions and axes of no known meaning are for TIFF alone.
+        if self.batch.format is None and is_large and set(volume.axes) <= set("TCZYX"):
             wanted = FORMATS["zarr"]
         return wanted, self.targets.path(source, own, wanted)
 
