@@ -341,31 +341,32 @@ def check_directories(tif: TiffFile, path: Path) -> Directories:
     truncated = FileFormatError(
         f"{path} is truncated: a part of its pixels is missing. Copy or export it again."
     )
-    no_size = FileFormatError(
-        f"{path} is damaged: an image in it has no width or height. Copy or export it again."
-    )
     if not tif.pages:
         return {}
-    place = tif.pages.first.offset
-    first, _ = _directory(tif, place)
-    if _IMAGE_DESCRIPTION in first and _IMAGE_DESCRIPTION not in tif.pages.first.tags:
-        # tifffile leaves out what lies behind the file's end, and axes and voxel size with it.
-        raise truncated
-    if any(not getattr(page, "imagewidth", 1) for page in tif.pages):
-        raise no_size
-    offsets = {page.offset for page in tif.pages}
     found: Directories = {}
-    for _ in range(len(offsets)):
-        tags, following = _directory(tif, place)
-        if not all(tags.get(code) for code in _SIZES):
-            raise no_size
-        found[place] = tuple(tags.get(code, default) for code, default in _DEFAULTS.items())
-        if not following:
-            break
-        if following not in offsets:
+    place = tif.pages.first.offset
+    while place and place not in found:
+        if place >= tif.filehandle.size:
             raise truncated
+        tags, following = _directory(tif, place)
+        if not found and _IMAGE_DESCRIPTION in tags.keys() - {tag.code for tag in _first_tags(tif)}:
+            # tifffile leaves out what lies behind the file's end: axes and voxel size with it.
+            raise truncated
+        if not all(tags.get(code) for code in _SIZES):
+            raise FileFormatError(
+                f"{path} is damaged: an image in it has no width or height. Copy or export it "
+                "again."
+            )
+        found[place] = tuple(tags.get(code, default) for code, default in _DEFAULTS.items())
         place = following
+    # tifffile goes on without the last of them if that is damaged, or one that leads back.
+    if len(found) != len(tif.pages) and not tif.is_scanimage:
+        raise truncated
     return found
+
+
+def _first_tags(tif: TiffFile) -> list[Any]:
+    return list(tif.pages.first.tags)
 
 
 def _check_alike(pages: list[Any], known: Directories, path: Path) -> None:
@@ -399,11 +400,11 @@ def _directory(tif: TiffFile, offset: int) -> tuple[dict[int, int], int]:
     return tags, following
 
 
-def planes_left_out(tif: TiffFile, path: Path) -> Iterator[str]:
+def planes_left_out(tif: TiffFile, path: Path, known: Directories) -> Iterator[str]:
     """A sentence if some of the file's directories belong to no series."""
-    offsets = {page.offset for page in tif.pages}
+    offsets = set(known)
     for series in tif.series:
-        if len(series) > len(tif.pages) or series.is_truncated:
+        if len(series) > len(known) or series.is_truncated:
             return  # one directory stands for many planes
         for level in series.levels:
             offsets -= {page.offset for page in level if page is not None}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -171,8 +172,25 @@ def tags_for(metadata: Mapping[str, Any], missing: tuple[float, ...]) -> list[tu
 # --- reading --------------------------------------------------------------------------------------
 
 
-def read_pixels(tif: TiffFile, number: int) -> NDArray[Any]:
-    """All pixels of a series, of the machine's byte order."""
+def read_pixels(tif: TiffFile, numbers: Sequence[int]) -> NDArray[Any]:
+    """All pixels of a series, or of several alike, of the machine's byte order.
+
+    Returns
+    -------
+    numpy.ndarray
+        Of the series' shape; of several with an axis before it.
+    """
+    if len(numbers) == 1:
+        return _pixels_of(tif, numbers[0])
+    first = tif.series[numbers[0]]
+    # One array is filled, so that the images aren't in memory twice.
+    stack = np.empty((len(numbers), *first.shape), first.dtype.newbyteorder("="))
+    for image, number in zip(stack, numbers, strict=True):
+        image[...] = _pixels_of(tif, number)
+    return stack
+
+
+def _pixels_of(tif: TiffFile, number: int) -> NDArray[Any]:
     series = tif.series[number]
     if series.keyframe.parent is tif:
         data = np.asarray(series.asarray())
@@ -183,8 +201,8 @@ def read_pixels(tif: TiffFile, number: int) -> NDArray[Any]:
     return data.astype(data.dtype.newbyteorder("="), copy=False)
 
 
-def lazy_pixels(path: Path, tif: TiffFile, number: int) -> da.Array:
-    """The pixels of a series as a dask array of one chunk a plane.
+def lazy_pixels(path: Path, tif: TiffFile, numbers: Sequence[int]) -> da.Array:
+    """As `read_pixels`, but a dask array of one chunk a plane.
 
     Raises
     ------
@@ -193,9 +211,9 @@ def lazy_pixels(path: Path, tif: TiffFile, number: int) -> da.Array:
     """
     import dask.array as da
 
-    series = tif.series[number]
+    series = tif.series[numbers[0]]
     if series.transform is not None:
-        return da.from_array(read_pixels(tif, number))  # type: ignore[no-untyped-call,no-any-return]
+        return da.from_array(read_pixels(tif, numbers))  # type: ignore[no-untyped-call,no-any-return]
     page_size = series.keyframe.size
     # By the number of pixels, since a page's shape and the series' drop different axes of length 1.
     plane_shapes = (series.shape[first:] for first in range(series.ndim - 2, -1, -1))
@@ -205,22 +223,39 @@ def lazy_pixels(path: Path, tif: TiffFile, number: int) -> da.Array:
             f"{path} stores pages of {page_size} pixels for an image of shape {series.shape} "
             "and can't be read in parts. Read it with lazy=False."
         )
+    offsets = [
+        tif.series[n].dataoffset if tif.series[n].keyframe.parent is tif else None for n in numbers
+    ]
+    known = [offset for offset in offsets if offset is not None]
     read_plane: Callable[[int], NDArray[Any]]
-    if series.dataoffset is not None and series.keyframe.parent is tif:
+    if len(known) == len(numbers):
         stored = series.dtype.newbyteorder(tif.byteorder)
-        read_plane = ContiguousPlanes(path, series.dataoffset, stored, plane_shape)
+        planes = [ContiguousPlanes(path, offset, stored, plane_shape) for offset in known]
+        read_plane = planes[0] if len(planes) == 1 else _Runs(planes, series.size // page_size)
     else:
-        read_plane = _EncodedPlanes(path, number, plane_shape)
+        read_plane = _EncodedPlanes(path, tuple(numbers), plane_shape)
     native = series.dtype.newbyteorder("=")
     return PlanesOnDisk(
         path=path,
-        series=number,
+        series=numbers[0] if len(numbers) == 1 else -1,
         read_plane=read_plane,
-        shape=series.shape,
+        shape=series.shape if len(numbers) == 1 else (len(numbers), *series.shape),
         dtype=native,
         plane_ndim=len(plane_shape),
         stamp=stamp_of(path),
     ).as_dask()
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """Planes of several images of as many planes each, one image after the other."""
+
+    images: list[ContiguousPlanes]
+    count: int
+
+    def __call__(self, index: int) -> NDArray[Any]:
+        image, plane = divmod(index, self.count)
+        return self.images[image](plane)
 
 
 def _decoded(page: Any) -> NDArray[Any]:
@@ -237,23 +272,25 @@ def _decoded(page: Any) -> NDArray[Any]:
 
 
 class _EncodedPlanes:
-    """Reads the pages of one series of a TIFF, decoding each."""
+    """Reads the pages of some series of a TIFF, one after the other, decoding each."""
 
-    def __init__(self, path: Path, series: int, shape: tuple[int, ...]) -> None:
+    def __init__(self, path: Path, numbers: tuple[int, ...], shape: tuple[int, ...]) -> None:
         from tifffile import TiffFile
 
-        self._arguments = path, series, shape
+        self._arguments = path, numbers, shape
         self._shape = shape
         self._lock = Lock()
         # The directories are parsed once; the file is open only while a page is read, so that
         # no handle outlives its use (Windows can't replace a file that is open).
         with TiffFile(path) as tif:
-            self._pages = [page for page in tif.series[series] if page is not None]
+            self._pages = [page for n in numbers for page in tif.series[n] if page is not None]
 
     def __call__(self, index: int) -> NDArray[Any]:
         page = self._pages[index]
         with self._lock:
             return _decoded(page).reshape(self._shape)
 
-    def __reduce__(self) -> tuple[type[_EncodedPlanes], tuple[Path, int, tuple[int, ...]]]:
+    def __reduce__(
+        self,
+    ) -> tuple[type[_EncodedPlanes], tuple[Path, tuple[int, ...], tuple[int, ...]]]:
         return type(self), self._arguments

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +56,8 @@ def read_tiff(path: Path, series: int | None, lazy: bool | None) -> Volume:
             check_complete(tif, tif.series[number], path, known)
         check_meaning(tif.series[choice.numbers[0]].keyframe, path)
         size = sum(tif.series[number].nbytes for number in choice.numbers)
-        return _Reader(path, tif, words, is_lazy(lazy, size)).volume(choice)
+        notes = [*choice.notes, *planes_left_out(tif, path, known)]
+        return _Reader(path, tif, words, is_lazy(lazy, size)).volume(choice, notes)
 
 
 @contextmanager
@@ -107,32 +108,44 @@ class _Reader:
     def __init__(self, path: Path, tif: TiffFile, words: Description, lazily: bool) -> None:
         self._path, self._tif, self._words, self._lazily = path, tif, words, lazily
 
-    def volume(self, choice: Choice) -> Volume:
-        """The series that were chosen, stacked where there are several."""
-        path, tif, words = self._path, self._tif, self._words
-        first, count = choice.numbers[0], len(tif.series)
-        series = tif.series[first]
-        steps, metadata = words.calibration(first)
-        axes, shape = _axes_and_shape(series, words.note(first))
+    def volume(self, choice: Choice, notes: Sequence[str]) -> Volume:
+        """The series that were chosen, stacked where there are several.
+
+        Parameters
+        ----------
+        choice
+            Which ones.
+        notes
+            Sentences for people on what was left out.
+        """
+        path, tif, words, numbers = self._path, self._tif, self._words, choice.numbers
+        series, count = tif.series[numbers[0]], len(tif.series)
+        steps, metadata = words.calibration(numbers[0])
+        axes, shape = _axes_and_shape(series, words.note(numbers[0]))
         meaning = meaning_of(series.keyframe, series.kind == "imagej")
-        parts = [self._pixels(number, axes, shape, meaning, metadata) for number in choice.numbers]
-        if meaning.get("orientation", 0) >= 5:
-            steps = {{"X": "Y", "Y": "X"}.get(axis, axis): step for axis, step in steps.items()}
-        if "colours" in meaning:
-            axes += "S"
-            del meaning["colours"]
-        data, name = parts[0], bare_name(path, TIFF_SUFFIXES)
-        if len(parts) > 1:
+        name = bare_name(path, TIFF_SUFFIXES)
+        if len(numbers) > 1:
             letter = next(letter for letter in _STACK_LETTERS if letter not in axes)
-            axes, data = letter + axes, _stacked(parts)
-            names = [words.name(number) for number in choice.numbers]
+            axes, shape = letter + axes, (len(numbers), *shape)
+            names = [words.name(number) for number in numbers]
             metadata["stacked"] = {"axis": letter, "names": names}
         elif count > 1:
-            name = f"{name} [{words.name(first)}]"
-        notes = [*choice.notes, *self._notes(series)]
-        metadata |= meaning | words.source(choice.numbers)
-        metadata |= {"source": str(path), "series": first, "series_count": count}
-        metadata |= {"pixel_type": data.dtype.name} | ({"notes": notes} if notes else {})
+            name = f"{name} [{words.name(numbers[0])}]"
+        data = self._pixels(numbers).reshape(shape)
+        if data.dtype == np.uint16 and is_signed(metadata.get("imagej", {})):
+            # Flipping the highest bit subtracts the offset without a wider type in between.
+            data = (data ^ np.uint16(SIGNED_OFFSET)).view(np.int16)
+        orientation = meaning.get("orientation", 1)
+        if orientation > 1:
+            data = oriented(data, (axes.index("Y"), axes.index("X")), orientation)
+        if orientation >= 5:
+            steps = {{"X": "Y", "Y": "X"}.get(axis, axis): step for axis, step in steps.items()}
+        if "colours" in meaning:
+            data, axes = coloured(data, meaning.pop("colours")), axes + "S"
+        told = [*notes, *_on_other_files(series, path)]
+        metadata |= meaning | words.source(numbers)
+        metadata |= {"source": str(path), "series": numbers[0], "series_count": count}
+        metadata |= {"pixel_type": data.dtype.name} | ({"notes": told} if told else {})
         if choice.others:
             metadata["other_series"] = list(choice.others)
         return Volume(
@@ -145,44 +158,18 @@ class _Reader:
             missing=missing_values(series.keyframe),
         )
 
-    def _pixels(
-        self,
-        number: int,
-        axes: str,
-        shape: tuple[int, ...],
-        meaning: Mapping[str, Any],
-        metadata: Mapping[str, Any],
-    ) -> Array:
-        data: Array
+    def _pixels(self, numbers: tuple[int, ...]) -> Array:
         if self._lazily:
-            data = lazy_pixels(self._path, self._tif, number)
-        else:
-            data = read_pixels(self._tif, number)
-        if data.dtype == np.uint16 and is_signed(metadata.get("imagej", {})):
-            # Flipping the highest bit subtracts the offset without a wider type in between.
-            data = (data ^ np.uint16(SIGNED_OFFSET)).view(np.int16)
-        data = data.reshape(shape)
-        if "orientation" in meaning:
-            planes = axes.index("Y"), axes.index("X")
-            data = oriented(data, planes, meaning["orientation"])
-        return coloured(data, meaning["colours"]) if "colours" in meaning else data
-
-    def _notes(self, series: TiffPageSeries) -> Iterator[str]:
-        yield from planes_left_out(self._tif, self._path)
-        if series.is_multifile:
-            yield (
-                f"{self._path.name} is one of several files of the same image, all of which were "
-                "read together."
-            )
+            return lazy_pixels(self._path, self._tif, numbers)
+        return read_pixels(self._tif, numbers)
 
 
-def _stacked(parts: list[Array]) -> Array:
-    if isinstance(parts[0], np.ndarray):
-        return np.stack(parts)
-    import dask.array as da
-
-    stack: da.Array = da.stack(parts)  # type: ignore[no-untyped-call]
-    return stack
+def _on_other_files(series: TiffPageSeries, path: Path) -> Iterator[str]:
+    if series.is_multifile:
+        yield (
+            f"{path.name} is one of several files of the same image, all of which were read "
+            "together."
+        )
 
 
 def _axes_and_shape(series: TiffPageSeries, note: Mapping[str, Any]) -> tuple[str, tuple[int, ...]]:
