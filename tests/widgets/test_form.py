@@ -142,6 +142,7 @@ EDITS: dict[str, tuple[Callable[[DiffusionForm], None], dict[str, Any]]] = {
     "tau": (lambda f: f.tau.set_value(0.1), {"tau": 0.1}),
     "presmoothing": (lambda f: f.presmooth_sigma.set_value(0.7), {"presmooth_sigma": 0.7}),
     "device": (lambda f: f.device.set_key("cuda"), {"device": "cuda"}),
+    "result type": (lambda f: f.dtype.set_key("float32"), {"dtype": "float32"}),
     "scheme": (
         lambda f: (f.scheme.set_key("fed"), f.stopping_time.set_value(9)),
         {"scheme": "fed", "stopping_time": 9.0},

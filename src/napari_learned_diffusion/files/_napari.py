@@ -250,7 +250,7 @@ def volume_of_layer(path: str, data: Any, meta: Mapping[str, Any]) -> Volume:
         units=units + (PIXEL,) * colour,
         name=str(meta.get("name") or Path(path).stem),
         metadata={key: value for key, value in kept.items() if value},
-        missing=tuple((meta.get("metadata") or {}).get("missing", ())),
+        missing=declared_missing(meta.get("metadata") or {}),
     )
 
 
@@ -278,3 +278,18 @@ def _placement(meta: Mapping[str, Any]) -> dict[str, Any]:
         if value.shape != nothing.shape or not np.array_equal(value, nothing):
             placement[key] = value.tolist()
     return placement
+
+
+def declared_missing(metadata: Mapping[str, Any]) -> tuple[float, ...]:
+    """The values that a layer's metadata declare to be no intensities, as a reader of ours wrote.
+
+    Other programs may have put anything under that name; what isn't numbers says nothing.
+    """
+    values = metadata.get("missing")
+    if not isinstance(values, list | tuple | np.ndarray):
+        return ()
+    return tuple(
+        float(value)
+        for value in values
+        if isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    )

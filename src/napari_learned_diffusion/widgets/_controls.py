@@ -54,6 +54,8 @@ FUNCTION_TITLES = {"rational": "1 / (1 + s/K²)", "exponential": "exp(−s/K²)"
 SCHEME_TITLES = {"explicit": "Explicit Euler", "fed": "Fast explicit diffusion"}
 DEVICE_TITLES = {"auto": "Automatic", "cpu": "CPU", "cuda": "CUDA (NVIDIA)", "mps": "MPS (Apple)"}
 
+TYPE_TITLES = {"auto": "Automatic", "same": "As the image", "float32": "float32"}
+
 SMALLEST_TILE = 32
 LARGEST_TILE = 65_536
 LARGEST_NUMBER = 1e30
@@ -412,6 +414,7 @@ class DiffusionForm(QWidget):
     def __init__(self, parent: QWidget | None = None, *, for_files: bool = False) -> None:
         super().__init__(parent)
         self._estimate: NoiseEstimate | None = None
+        self._scope = ""
         self._unit = ""
         self._is_updating = False
         self._memory_budget: int | None = None
@@ -468,6 +471,7 @@ class DiffusionForm(QWidget):
         self.stopping_time = NumberBox(tiny, LARGEST_NUMBER, start=5)
         self.presmooth_sigma = NumberBox(0.0, 50.0, start=0.5)
         self.noise_scope = Choice(SCOPE_TITLES)
+        self.dtype = Choice(TYPE_TITLES)
         self.device = Choice(DEVICE_TITLES)
         self.tile = NumberBox(SMALLEST_TILE, LARGEST_TILE, is_whole=True, start=512)
         self.map_step = NumberBox(1, MAX_ITERATIONS, is_whole=True, empty="last")
@@ -519,6 +523,7 @@ class DiffusionForm(QWidget):
         self._advanced_rows.addRow("Stopping time", self.stopping_time)
         self._advanced_rows.addRow("Presmoothing", self.presmooth_sigma)
         self._advanced_rows.addRow("Noise of", self.noise_scope)
+        self._advanced_rows.addRow("Result type", self.dtype)
         self._advanced_rows.addRow("Device", self.device)
         self._advanced_rows.addRow("Tile size", self.tile)
         self._advanced_rows.addRow("Maps of step", self.map_step)
@@ -599,6 +604,11 @@ class DiffusionForm(QWidget):
                 "For what one noise model is estimated. Automatic: for each slice, where the "
                 "slices differ clearly in their noise."
             ),
+            self.dtype: (
+                "Type of the numbers of the result. Automatic: as the image; but float32 for whole "
+                "numbers with noise of about one grey level or less, as of few photons, which "
+                "rounding would destroy."
+            ),
             self.device: "Where to compute. Automatic: the fastest that is there.",
             self.tile: (
                 "Edge length of the tiles that large slices are cut into, in pixels. The result "
@@ -628,7 +638,7 @@ class DiffusionForm(QWidget):
         self.iterations.refused.connect(self._on_iterations_refused)
         for choice in (self.model, self.noise_kind, self.scheme):
             choice.currentIndexChanged.connect(self._on_kind_changed)
-        for choice in (self.layer, self.function, self.noise_scope, self.device):
+        for choice in (self.layer, self.function, self.noise_scope, self.dtype, self.device):
             choice.currentIndexChanged.connect(self._on_edited)
         for box in self._noise_boxes.values():
             box.changed.connect(self._on_noise_edited)
@@ -668,6 +678,7 @@ class DiffusionForm(QWidget):
             tau=self.tau.value(),
             stopping_time=self.stopping_time.value(),
             presmooth_sigma=self.presmooth_sigma.value(),
+            dtype=self.dtype.key(),
             device=self.device.key(),
             tile=self.tile.whole_value(),
             memory_budget=self._memory_budget,
@@ -693,6 +704,7 @@ class DiffusionForm(QWidget):
             self.tau.set_value(values.tau)
             self.stopping_time.set_value(values.stopping_time)
             self.presmooth_sigma.set_value(values.presmooth_sigma)
+            self.dtype.set_key(values.dtype)
             self.device.set_key(values.device)
             self.tile.set_value(values.tile)
             self.denoised.setChecked(values.outputs.denoised)
@@ -734,7 +746,9 @@ class DiffusionForm(QWidget):
         self.noise_plot.set_unit(unit)
         self._show_noise()
 
-    def show_findings(self, estimate: NoiseEstimate | None, config: DiffusionConfig | None) -> None:
+    def show_findings(
+        self, estimate: NoiseEstimate | None, config: DiffusionConfig | None, scope: str = ""
+    ) -> None:
         """Show the noise that was estimated, and what each automatic setting has become.
 
         Parameters
@@ -743,8 +757,11 @@ class DiffusionForm(QWidget):
             Of the noise; ``None`` if there is none.
         config
             The settings with nothing left automatic; ``None`` while that isn't known.
+        scope
+            Of what the noise is, if not of all that is denoised.
         """
-        self._estimate = estimate
+        self._estimate, self._scope = estimate, scope
+        self._show_model(config)
         self._show_automatic(config)
         self._show_noise()
 
@@ -777,6 +794,15 @@ class DiffusionForm(QWidget):
             note.set_colours(colours.quiet, colours.error)
         self.noise_plot.set_colours(colours.background, colours.quiet, colours.accent)
 
+    def _show_model(self, config: DiffusionConfig | None) -> None:
+        """Say what the model is for, and which one *automatic* has turned out to be."""
+        key = self.model.key()
+        text = self.model.summary(key)
+        chosen = self.model.cards.get(config.model) if config is not None else None
+        if key == DEFAULT_MODEL and chosen is not None:
+            text = f"{text} Here it is {chosen.title}."
+        self.model_info.show_text(text)
+
     def _show_noise(self) -> None:
         estimate, values = self._estimate, self.values()
         given = values.noise()
@@ -786,6 +812,8 @@ class DiffusionForm(QWidget):
             rest = estimate.message.removeprefix(estimate.model.describe()).lstrip(" :.;")
             text = f"{estimate.model.describe(self._unit)}\nConfidence {estimate.confidence:.0%}"
             text += f": {rest}" if rest else "."
+            if self._scope:
+                text += f"\n{self._scope}"
         self.noise_info.show_text(text)
         model = given or (estimate.model if estimate else None)
         curve = estimate.curve if estimate else None
@@ -841,7 +869,7 @@ class DiffusionForm(QWidget):
         self._advanced_rows.setRowVisible(self.stopping_time, fed)
         for box in (self.iterations, self.map_step):
             box.set_maximum(self.model.most_iterations(values.model))
-        self.model_info.show_text(self.model.summary(values.model))
+        self._show_model(None)
         self._show_noise()
         self._on_edited()
 

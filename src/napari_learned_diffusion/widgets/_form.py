@@ -13,6 +13,7 @@ from napari_learned_diffusion.config import (
     MapsConfig,
     NoiseChoice,
     NoiseScope,
+    ResultType,
     SchemeName,
     TilingConfig,
 )
@@ -25,6 +26,7 @@ from napari_learned_diffusion.core.noise import (
 )
 from napari_learned_diffusion.core.user_models import model_stamp
 from napari_learned_diffusion.core.zoo import card, noise_kind_of
+from napari_learned_diffusion.files._napari import declared_missing
 from napari_learned_diffusion.widgets._content import Probes
 from napari_learned_diffusion.widgets._layers import Source
 
@@ -111,6 +113,7 @@ class FormValues:
     tau: float | None = _DEFAULT.tau
     stopping_time: float | None = _DEFAULT.stopping_time
     presmooth_sigma: float | None = _DEFAULT.presmooth_sigma
+    dtype: ResultType = _DEFAULT.dtype
     device: Device = _DEFAULT.device
     tile: int | None = TilingConfig().tile
     memory_budget: int | None = TilingConfig().memory_budget
@@ -150,6 +153,7 @@ class FormValues:
             noise=noise,
             noise_kind=self.noise_kind if noise is None else _DEFAULT.noise_kind,
             noise_scope=self.noise_scope if noise is None else _DEFAULT.noise_scope,
+            dtype=self.dtype,
             device=self.device,
         )
         own = self.model_settings - {"stopping_time"}
@@ -203,11 +207,6 @@ class Request:
     known: Known
     probes: Probes = field(default_factory=Probes)
 
-    def __post_init__(self) -> None:
-        declared = tuple(self.source.metadata.get("missing", ()))
-        if declared:  # by the file that the layer was read from
-            object.__setattr__(self, "config", self.config.also_missing(declared))
-
     @property
     def effective_config(self) -> DiffusionConfig:
         """The settings, with the noise model filled in where it is known."""
@@ -249,6 +248,7 @@ class Findings:
         self._used: tuple[Any, Prepared] | None = None
         self._noise: tuple[Any, Known] | None = None
         self._estimate: tuple[Any, NoiseEstimate] | None = None
+        self._estimated_on: str = ""
 
     def add(self, request: Request, whole: Prepared | None, used: Prepared) -> None:
         """Note what a job has found out.
@@ -278,6 +278,7 @@ class Findings:
         estimate = used.estimate or (whole.estimate if whole is not None else None)
         if estimate is not None:
             self._estimate = noise, estimate
+            self._estimated_on = _estimated_on(request, whole, used)
 
     def known(self, source: Source, config: DiffusionConfig) -> Known:
         """What a job with these settings need not find out again."""
@@ -299,10 +300,31 @@ class Findings:
         is_of_kind = (kind, scope) == (noise_kind_of(config), config.noise_scope)
         return estimate if is_of_layer and (is_of_kind or config.noise is not None) else None
 
+    def scope(self, source: Source, config: DiffusionConfig) -> str:
+        """Of what the noise is that `estimate` gives, for people to see.
+
+        Empty where one noise model serves all slices.
+        """
+        if self.estimate(source, config) is None or config.noise is not None:
+            return ""
+        return self._estimated_on
+
     def used(self, source: Source, config: DiffusionConfig) -> DiffusionConfig | None:
         """What those settings have last become on that layer, for people to see."""
         prepared = _look_up(self._used, _settings_key(source, config))
         return None if prepared is None else prepared.config
+
+
+def _estimated_on(request: Request, whole: Prepared | None, used: Prepared) -> str:
+    """What an estimate is of, in words, where each slice gets a noise model of its own."""
+    by_slice = request.known.slice_by_slice or (whole is not None and whole.slice_by_slice)
+    source = request.source
+    if not by_slice or source.n_slices == 1:
+        return ""
+    text = "Each slice gets a noise model of its own; this is that of "
+    if used is whole or source.index is None:
+        return f"{text}the whole stack."
+    return f"{text}slice {', '.join(map(str, source.index))}."
 
 
 def _look_up(entry: tuple[Any, Found] | None, key: Any) -> Found | None:
@@ -321,6 +343,17 @@ def _settings_key(source: Source, config: DiffusionConfig) -> tuple[Any, ...]:
     return *_layer_key(source), config, model_stamp(config.model)
 
 
+def config_for(values: FormValues, source: Source) -> DiffusionConfig:
+    """The settings of a form for a layer, whose file may declare values that are no intensities.
+
+    Raises
+    ------
+    InvalidSettingError
+        if a value is out of its range.
+    """
+    return values.config().also_missing(declared_missing(source.metadata))
+
+
 def make_request(values: FormValues, source: Source, findings: Findings) -> Request:
     """Freeze form and layer into a request.
 
@@ -329,7 +362,7 @@ def make_request(values: FormValues, source: Source, findings: Findings) -> Requ
     InvalidSettingError
         if a value is out of its range.
     """
-    config = values.config()
+    config = config_for(values, source)
     known = findings.known(source, config)
     return Request(
         source,

@@ -112,7 +112,10 @@ def show_result(
         "content": source.content,
         **details,
     }
-    metadata = {**source.metadata, MARK: mark}
+    # What a file declares to be no intensity is that of its image, not of a residual or a map.
+    of_image = role.split()[0] in ("denoised", "preview")
+    kept = {k: v for k, v in source.metadata.items() if of_image or k != "missing"}
+    metadata = {**kept, MARK: mark}
     layer = find_result(layers, source, role)
     if layer is not None and layer.ndim != data.ndim:
         remove_layer(layers, layer)

@@ -38,7 +38,7 @@ from napari_learned_diffusion.widgets._dock import (
     set_shortcut,
     shut_down,
 )
-from napari_learned_diffusion.widgets._form import Findings, Request, make_request
+from napari_learned_diffusion.widgets._form import Findings, Request, config_for, make_request
 from napari_learned_diffusion.widgets._layers import (
     MARK,
     Placement,
@@ -439,12 +439,14 @@ class DenoiseWidget(DockedWidget):
     def _show_findings(self) -> None:
         """Say what *automatic* means, as far as that is known for the settings in the form."""
         estimate = used = None
+        scope = ""
         if self._source is not None:
             with suppress(LearnedDiffusionError):
-                config = self.form.values().config()
+                config = config_for(self.form.values(), self._source)
                 estimate = self._findings.estimate(self._source, config)
                 used = self._findings.used(self._source, config)
-        self.form.show_findings(estimate, used)
+                scope = self._findings.scope(self._source, config)
+        self.form.show_findings(estimate, used, scope)
 
     def _update_buttons(self) -> None:
         source = self._source

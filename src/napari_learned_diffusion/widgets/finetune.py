@@ -41,6 +41,7 @@ from napari_learned_diffusion.core.user_models import (
     user_model,
 )
 from napari_learned_diffusion.core.zoo import STANDARD_MODEL
+from napari_learned_diffusion.files._napari import declared_missing
 from napari_learned_diffusion.jobs.progress import Progress
 from napari_learned_diffusion.widgets import _finetune_tasks
 from napari_learned_diffusion.widgets._controls import (
@@ -510,7 +511,7 @@ class FineTuneWidget(DockedWidget):
             _finetune_tasks.select(regions, image),
             reference,
             config,
-            self.diffusion(),
+            self.diffusion().also_missing(declared_missing(source.metadata)),
             self.preview.isChecked() and source.index is not None,
         )
 
