@@ -350,3 +350,27 @@ def test_a_cropped_series_has_headers_of_its_own(tmp_path: Path, hounsfield: NDA
     cropped = replace(volume, data=volume.data[:, 4:16, 2:])
     out = write(tmp_path / "out", cropped)
     np.testing.assert_array_equal(read(out).data, cropped.data)
+
+
+def test_slices_without_identifiers_have_results_with_some(
+    tmp_path: Path, hounsfield: NDArray[Any]
+) -> None:
+    folder = make_series(tmp_path / "a", hounsfield)
+    for path in folder.iterdir():
+        dataset = dcm(path)
+        del dataset.SOPInstanceUID, dataset.SOPClassUID
+        dataset.save_as(path, enforce_file_format=False)
+    out = write(tmp_path / "out", read(folder))
+    np.testing.assert_array_equal(read(out).data, hounsfield)
+    assert dcm(out / "000001.dcm").SOPInstanceUID
+
+
+def test_a_header_that_cannot_be_copied_says_so(tmp_path: Path, hounsfield: NDArray[Any]) -> None:
+    folder = make_series(tmp_path / "a", hounsfield)
+    path = folder / "0.dcm"
+    content = path.read_bytes()
+    assert b"\x08\x00\x08\x00CS" in content  # ImageType; there is no type BS
+    path.write_bytes(content.replace(b"\x08\x00\x08\x00CS", b"\x08\x00\x08\x00BS"))
+    with pytest.raises(FileFormatError, match=r"header of .*0\.dcm can't be copied"):
+        write(tmp_path / "out", read(folder))
+    assert not (tmp_path / "out").exists()

@@ -27,6 +27,10 @@ _JPEG = (
 _JPEG_LS = ("1.2.840.10008.1.2.4.80", "1.2.840.10008.1.2.4.81")
 
 _END_OF_IMAGE = b"\xff\xd9"
+_FRAME_MARKERS = {*range(0xC0, 0xD0), 0xF7} - {0xC4, 0xC8, 0xCC}
+"""Markers of JPEG and JPEG-LS that rows and columns follow."""
+
+_SIZE_OF_JPEG_2000 = b"\xff\x4f\xff\x51"
 
 DECODER_DEPENDENCIES = dict.fromkeys(_JPEG, ("imagecodecs",))
 """Looked up by pydicom."""
@@ -80,7 +84,7 @@ def decoded(path: Path, dataset: Any, shape: tuple[int, int], pydicom: Any) -> N
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax.is_encapsulated:
         dataset.pixel_array_options(decoding_plugin=_plugin(_decoder(syntax, pydicom)))
-        _check_is_whole(path, dataset, pydicom)
+        _check_frame(path, dataset, shape, pydicom)
     try:
         stored: NDArray[Any] = dataset.pixel_array
     except RuntimeError as error:
@@ -95,13 +99,44 @@ def decoded(path: Path, dataset: Any, shape: tuple[int, int], pydicom: Any) -> N
     return np.asarray(stored)
 
 
-def _check_is_whole(path: Path, dataset: Any, pydicom: Any) -> None:
-    """Refuse a stream of JPEG without an end: decoders make up what is missing, or wait for it."""
-    if dataset.file_meta.TransferSyntaxUID not in (*_JPEG, *_JPEG_LS):
-        return
+def _check_frame(path: Path, dataset: Any, shape: tuple[int, int], pydicom: Any) -> None:
+    """Refuse a compressed frame before a decoder takes memory for it, or waits for its end.
+
+    Raises
+    ------
+    FileFormatError
+        if it is of another size than the header says, or is cut off: decoders make up the rest.
+    """
     frame = pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
-    if not frame.rstrip(b"\0").endswith(_END_OF_IMAGE):
+    is_jpeg = dataset.file_meta.TransferSyntaxUID in (*_JPEG, *_JPEG_LS)
+    found = _shape_of_jpeg(frame) if is_jpeg else _shape_of_jpeg_2000(frame)
+    if is_jpeg and not frame.rstrip(b"\0").endswith(_END_OF_IMAGE):
         raise FileFormatError(f"{path} is truncated or damaged. Copy or export it again.")
+    if found is not None and found != shape:
+        raise FileFormatError(
+            f"{path} holds a compressed image of {found[0]} × {found[1]} pixels, and its header "
+            f"says {shape[0]} × {shape[1]}. It is damaged: copy or export it again."
+        )
+
+
+def _shape_of_jpeg(frame: bytes) -> tuple[int, int] | None:
+    """Rows and columns that a JPEG or JPEG-LS says to have; None if it doesn't."""
+    at = 2
+    while at + 9 <= len(frame) and frame[at] == 0xFF:
+        marker, length = frame[at + 1], int.from_bytes(frame[at + 2 : at + 4])
+        if marker in _FRAME_MARKERS:
+            return int.from_bytes(frame[at + 5 : at + 7]), int.from_bytes(frame[at + 7 : at + 9])
+        at += 1 if marker == 0xFF else 2 + length  # markers may be padded
+    return None
+
+
+def _shape_of_jpeg_2000(frame: bytes) -> tuple[int, int] | None:
+    """Rows and columns that a JPEG 2000 says to have; None if it is none."""
+    at = frame.find(_SIZE_OF_JPEG_2000)
+    if at < 0:
+        return None
+    numbers = [int.from_bytes(frame[i : i + 4]) for i in range(at + 8, at + 24, 4)]
+    return numbers[1] - numbers[3], numbers[0] - numbers[2]
 
 
 def _decoder(syntax: Any, pydicom: Any) -> Any:

@@ -21,6 +21,12 @@ _FIRST_GROUPS = {b"\x02\x00": "little", b"\x08\x00": "little", b"\x00\x08": "big
 _FIRST_VALUE = 256
 """Bytes of the longest value that the first element of such a file has: a number, date or UID."""
 
+_LENGTH, _SYNTAX = b"\x02\x00\x00\x00UL", b"\x02\x00\x10\x00UI"
+"""Elements of a file's own header: how long it is, and how the others are encoded."""
+
+_HEAD = 4096
+"""Bytes in which that header lies."""
+
 _INFLATED_AT_ONCE = 2**20
 _INFLATED_BEYOND = 2**24
 """Bytes that a deflated file may have beside its pixels."""
@@ -108,8 +114,7 @@ def read_elements(
     options = {"force": True, "stop_before_pixels": before_pixels, "specific_tags": tags}
     uids = pydicom.uid
     with _opened(path) as stream:
-        meta = pydicom.filereader.read_file_meta_info(path) if _has_magic(stream) else {}
-        if meta.get("TransferSyntaxUID") == uids.DeflatedExplicitVRLittleEndian:
+        if _meta_element(stream, _SYNTAX) == uids.DeflatedExplicitVRLittleEndian.encode():
             dataset = _read_deflated(path, stream, pydicom, options)
         else:
             dataset = pydicom.dcmread(stream, **options)
@@ -120,10 +125,16 @@ def read_elements(
     return dataset
 
 
-def _has_magic(stream: BinaryIO) -> bool:
-    start = stream.read(_START)
+def _meta_element(stream: BinaryIO, tag: bytes) -> bytes | None:
+    """An element of the file's own header, by its number and type; None if it isn't there."""
+    head = stream.read(_HEAD)
     stream.seek(0)
-    return start[_PREAMBLE:] == _MAGIC
+    at = head.find(tag, _START)
+    if head[_PREAMBLE:_START] != _MAGIC or at < 0:
+        return None
+    start = at + len(tag) + 2
+    length = int.from_bytes(head[at + len(tag) : start], "little")
+    return head[start : start + length].rstrip(b"\0")
 
 
 def _read_deflated(path: Path, stream: BinaryIO, pydicom: Any, options: dict[str, Any]) -> Any:
@@ -131,9 +142,8 @@ def _read_deflated(path: Path, stream: BinaryIO, pydicom: Any, options: dict[str
 
     Its stream has no checksum, but it must come to its end with the file.
     """
-    stream.seek(_START)
-    length = pydicom.filereader.read_file_meta_info(path)["FileMetaInformationGroupLength"].value
-    stream.seek(_START + 12 + int(length))  # the length itself is an element of 12 bytes
+    length = int.from_bytes(_meta_element(stream, _LENGTH) or b"", "little")
+    stream.seek(_START + 12 + length)  # the length itself is an element of 12 bytes
     packed = stream.read()
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     plain = inflater.decompress(packed, _INFLATED_BEYOND)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_learned_diffusion.core.errors import FileFormatError
+from napari_learned_diffusion.core.errors import FileFormatError, LearnedDiffusionError
 from napari_learned_diffusion.files._dicom import is_dicom_name
 from napari_learned_diffusion.files._dicom_stream import read_elements
 from napari_learned_diffusion.files._dicom_values import Extent, Values, decimal, values_for
@@ -95,18 +96,35 @@ def write_dicom(path: Path, volume: Volume, _: str | None) -> None:
     if not is_single(path):
         path.mkdir()
     for index, plane in enumerate(planes_of(volume.data, plane_ndim=2)):
-        if sources:
-            source, values = sources[index]
+        target = path if is_single(path) else path / f"{index + 1:06d}.dcm"
+        if not sources:
+            dataset, stored = series.captured(index, plane), plane
+            _save(dataset, stored, target)
+            continue
+        source, values = sources[index]
+        stored = (scale or values).store(plane)
+        with _copying_header(Path(source)):
             dataset = series.derived(Path(source))
             if scale is not None:
                 series.rescale(dataset, scale)
-            stored = (scale or values).store(plane)
-        else:
-            dataset = series.captured(index, plane)
-            stored = plane
-        _set_pixels(dataset, stored)
-        target = path if is_single(path) else path / f"{index + 1:06d}.dcm"
-        dataset.save_as(target, enforce_file_format=True)
+            _save(dataset, stored, target)
+
+
+@contextmanager
+def _copying_header(source: Path) -> Iterator[None]:
+    """Turn what the library raises on parts of a header that were never looked at into a sentence.
+
+    Errors of the system pass, as do our own.
+    """
+    try:
+        yield
+    except (LearnedDiffusionError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        raise FileFormatError(
+            f"The header of {source} can't be copied to the result ({error}). It may be damaged: "
+            "export it again, or write OME-Zarr or TIFF."
+        ) from error
 
 
 def _new_scale(volume: Volume, sources: Sequence[Source]) -> Values | None:
@@ -166,10 +184,13 @@ class _NewSeries:
         """The header of a slice that was computed from the slice at ``path``."""
         pydicom = self.pydicom
         dataset = self._header(path, None)
-        reference = pydicom.Dataset()
-        reference.ReferencedSOPClassUID = dataset.SOPClassUID
-        reference.ReferencedSOPInstanceUID = dataset.SOPInstanceUID
-        dataset.SourceImageSequence = [reference]
+        if "SOPClassUID" not in dataset:  # of programs that leave it out
+            dataset.SOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
+        if "SOPInstanceUID" in dataset:
+            reference = pydicom.Dataset()
+            reference.ReferencedSOPClassUID = dataset.SOPClassUID
+            reference.ReferencedSOPInstanceUID = dataset.SOPInstanceUID
+            dataset.SourceImageSequence = [reference]
         kind = list(dataset.get("ImageType") or ["ORIGINAL", "PRIMARY"])
         dataset.ImageType = ["DERIVED", *kind[1:]]
         dataset.DerivationDescription = self.note[:_TEXT_LETTERS]
@@ -272,9 +293,10 @@ def _remove(dataset: Any, names: Sequence[str]) -> None:
             delattr(dataset, name)
 
 
-def _set_pixels(dataset: Any, stored: NDArray[Any]) -> None:
+def _save(dataset: Any, stored: NDArray[Any], path: Path) -> None:
     # Written by name and not through pydicom's set_pixel_data, which changes the rescaling.
     content = stored.astype(stored.dtype.newbyteorder("<")).tobytes()
     dataset.add_new("PixelData", "OB" if stored.dtype.itemsize == 1 else "OW", content)
     if len(content) % 2:
         dataset.PixelData += b"\0"
+    dataset.save_as(path, enforce_file_format=True)

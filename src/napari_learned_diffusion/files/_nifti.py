@@ -114,7 +114,6 @@ def read_nifti(path: Path, series: int | None, lazy: bool | None) -> Volume:
             "nifti": {"header": header, "rescale": rescale},
         }
         | ({"contrast_limits": limits} if _is_window(*limits) else {}),
-        missing=_missing(rescale, dtype),
     )
 
 
@@ -284,18 +283,6 @@ def _notes(path: Path, surplus: int) -> Iterator[str]:
             f"{path} holds bytes for {surplus} more slices than its header tells of; they weren't "
             "read. Check the header, or export the image again."
         )
-
-
-def _missing(rescale: Rescale, dtype: np.dtype[Any]) -> tuple[float, ...]:
-    """The value that stands for no value among integers with a sign: the lowest of their type.
-
-    NIfTI has no field for it. Of floating point numbers it is NaN or one of those that are known
-    as such whatever the format.
-    """
-    if rescale.stored.kind != "i" or rescale.stored.itemsize == 1:
-        return ()
-    lowest = np.array([np.iinfo(rescale.stored).min], rescale.stored)
-    return (rescale.apply(lowest, dtype)[0].item(),)
 
 
 # --- the header -----------------------------------------------------------------------------------
