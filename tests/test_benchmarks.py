@@ -19,7 +19,7 @@ if not (ROOT / "benchmarks").is_dir():
 if str(ROOT) not in sys.path:  # `pytest` doesn't add the current folder, `python -m pytest` does
     sys.path.insert(0, str(ROOT))
 
-from benchmarks import _common, photons, quality, real_noise, speed  # noqa: E402
+from benchmarks import _common, photons, quality, real_noise, spacing, speed  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -210,6 +210,21 @@ class TestPhotons:
             scores = json.loads(target.read_text())["scores"]
             means.append(_common.mean_psnr(scores, method="perona-malik"))
         assert means[1] > means[0]
+
+
+class TestSpacing:
+    def test_counting_in_pixels_is_never_worse(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        target = tmp_path / "spacing.json"
+        models = ["--models", "perona-malik", "foe-splines", "--size", "96", "--noise", "25"]
+        assert spacing.main([*models, "--ratios", "1", "2", "5", "--json", str(target)]) == 0
+        assert "| 2 : 1 |" in capsys.readouterr().out
+        scores = json.loads(target.read_text())["scores"]
+        assert len(scores) == 2 * 3
+        for score in scores:
+            pixels, distances = np.mean(score["pairs"], axis=0)
+            assert pixels >= distances
 
 
 class TestSpeed:

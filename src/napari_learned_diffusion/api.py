@@ -59,8 +59,9 @@ def denoise(
     ----------
     image
         Array of at least two dimensions, integers or floats, in any unit: numpy, zarr, xarray,
-        torch on the CPU, nested lists. NaN and infinite pixels take no part and come back as they
-        were. A dask array gives a lazy dask array.
+        torch on the CPU, nested lists. Pixels that hold no intensity take no part and come back as
+        they were: NaN, infinite and masked ones, fill values, a constant background; see
+        `core.missing`. A dask array gives a lazy dask array, a masked array a masked array.
     model
         Key of the diffusivity, see `list_models`; ``"auto"``: the best that there is, or the one
         that other settings ask for.
@@ -77,7 +78,8 @@ def denoise(
     axes
         Row axis and column axis of the planes; all others are gone through plane by plane.
     spacing
-        Distance of rows and of columns, in any unit: only their ratio matters.
+        Distance of rows and of columns, in any unit. It tells the directions in maps of
+        orientation; the diffusion counts in pixels, which denoises better, unless ``use_spacing``.
     tile
         Edge length of the tiles that large planes are cut into, in pixels. ``None``: as the memory
         allows. It doesn't change the result.

@@ -101,6 +101,10 @@ class DiffusionConfig:
         Values that are no intensities, such as the fill value that a file declares, in layer units.
         Pixels that have one take no part and come back as they were; so do NaN, infinity and fill
         values that are plain to see, see `core.missing`.
+    use_spacing
+        Whether the diffusion goes by the distances of rows and columns where these differ. By
+        default it counts in pixels, which has denoised better with every model that there is, see
+        docs/benchmarks.md; the spacing then tells the physical directions in maps of orientation.
     dtype
         Type of the result: the ``"same"`` as the image's, or ``"float32"``. ``"auto"``: float32 for
         an image of whole numbers whose noise is finer than about one grey level, which rounding
@@ -126,6 +130,7 @@ class DiffusionConfig:
     device: Device = "auto"
     precision: Precision = "float32"
     missing: tuple[float, ...] = ()
+    use_spacing: bool = False
     dtype: ResultType = "auto"
 
     def __post_init__(self) -> None:

@@ -53,6 +53,7 @@ def as_shell(
     noise = options.pop("noise", None)
     options.pop("noise_kind", None)
     options.pop("missing", None)  # the file that is read says it itself
+    options.pop("use_spacing", None)  # in Python only
     if noise is not None:
         options |= noise_options(noise)
     elif config.noise_kind != "auto":

@@ -8,6 +8,7 @@ from skimage import data
 
 from napari_learned_diffusion.core.missing import missing_pixels, without_missing
 from napari_learned_diffusion.core.noise import Gaussian, PoissonGaussian, Rician
+from napari_learned_diffusion.core.noise_estimation import estimate_noise
 
 RNG = np.random.default_rng(0)
 Y, X = np.mgrid[:128, :128]
@@ -155,6 +156,17 @@ def test_planes_for_measuring_are_nan_where_pixels_are_missing():
     np.testing.assert_array_equal(measured, [[1, 2], [np.nan, 3]])
     whole = noisy(dtype="u2")
     np.testing.assert_array_equal(without_missing(whole), whole)
+
+
+@pytest.mark.parametrize("value", [-3.4028234663852886e38, 1e20, -9999.0, np.nan])
+def test_noise_is_estimated_without_what_is_missing(value):
+    plane = noisy()
+    expected = estimate_noise(plane[:, 24:], "gaussian").model.noise_sigma
+    plane[:, :24] = value
+    assert estimate_noise(plane, "gaussian").model.noise_sigma == pytest.approx(expected, rel=0.1)
+    masked = np.ma.masked_array(noisy(), X < 24)
+    masked.data[:, :24] *= RNG.normal(1, 3, (128, 24)).astype("f4")
+    assert estimate_noise(masked, "gaussian").model.noise_sigma == pytest.approx(expected, rel=0.1)
 
 
 # --- constant background ---

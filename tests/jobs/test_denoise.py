@@ -14,6 +14,7 @@ from napari_learned_diffusion.config import (
     PoissonGaussian,
     TilingConfig,
 )
+from napari_learned_diffusion.core.diffusivity import REGISTRY
 from napari_learned_diffusion.core.errors import (
     DeviceError,
     InvalidImageError,
@@ -117,13 +118,41 @@ def test_planes_along_any_axes_are_what_each_gives_alone(axes):
         np.testing.assert_allclose(run(denoise_plane(plane, config)).image, denoised)
 
 
-def test_spacing_changes_what_flows_along_the_wider_axis():
+def test_a_spacing_that_is_to_be_used_changes_what_flows_along_the_wider_axis():
     image = phantom()
     config = CPU.with_(noise=Gaussian(10.0), contrast=1e3, iterations=10)
     square = run(denoise_plane(image, config, spacing=(0.7, 0.7))).image
     np.testing.assert_allclose(run(denoise_plane(image, config)).image, square)
+    config = config.with_(use_spacing=True)
     wide = run(denoise_plane(image, config, spacing=(5.0, 1.0))).image
     assert np.diff(wide, axis=0).std() > 2 * np.diff(wide, axis=1).std()
+
+
+@pytest.mark.parametrize("model", sorted(REGISTRY))
+@pytest.mark.parametrize("spacing", [(2.0, 1.0), (1.0, 5.0), (1e-9, 1e3)])
+def test_pixels_that_are_not_square_are_denoised_as_if_they_were_and_it_is_said(model, spacing):
+    image = phantom()
+    config = DiffusionConfig(model=model, noise=Gaussian(10.0), device="cpu")
+    square = run(denoise_plane(image, config))
+    wide = run(denoise_plane(image, config, spacing=spacing))
+    np.testing.assert_array_equal(wide.image, square.image)
+    assert any("the voxel size isn't used" in m for m in wide.report.messages)
+    assert not any("voxel size" in m for m in square.report.messages)
+
+
+def test_orientations_are_those_in_space():
+    y, x = np.mgrid[:64, :64]
+    stripes = 100 + 60.0 * ((x + y) // 8 % 2) + np.random.default_rng(0).normal(0, 5, (64, 64))
+    config = DiffusionConfig("conductance-unet-s", noise=Gaussian(5.0), device="cpu")
+    maps = MapsConfig(orientation=True)
+    found = run(denoise_plane(stripes, config, maps=maps, spacing=(2.0, 1.0))).orientation
+    assert np.nanmedian(found) == pytest.approx(np.rad2deg(np.arctan(2)), abs=1)
+
+
+@pytest.mark.parametrize("spacing", [(0.0, 1.0), (1.0, np.nan), (np.inf, 1.0)])
+def test_a_spacing_that_is_none_is_refused(spacing):
+    with pytest.raises(InvalidSettingError, match="spacing"):
+        run(denoise_plane(phantom(), CPU.with_(noise=Gaussian(10.0)), spacing=spacing))
 
 
 def test_progress_counts_up_to_the_end_and_shows_every_plane():

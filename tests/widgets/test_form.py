@@ -214,8 +214,9 @@ def test_every_control_reaches_the_settings(form: DiffusionForm, name: str) -> N
 
 def test_every_setting_has_a_control() -> None:
     reached = {name for _, expected in EDITS.values() for name in expected}
-    # Chosen below; single precision is all that a layer needs; the layer's file declares the last.
-    without = {"model", "precision", "missing"}
+    # Chosen below; single precision is all that a layer needs; its file declares what is missing;
+    # and pixels count as square unless Python says otherwise.
+    without = {"model", "precision", "missing", "use_spacing"}
     assert reached | without == {field.name for field in fields(DiffusionConfig)}
 
 

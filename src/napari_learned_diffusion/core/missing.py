@@ -215,7 +215,7 @@ def _fill_values(values: NDArray[Any], mask: Bools) -> Iterator[Bools]:
         if huge is not None:
             yield huge
             kept = kept & ~huge
-    if values.dtype.kind == "u":
+    if values.dtype.kind not in "if":  # none is negative
         return
     for _ in range(_MOST_VALUES):
         moderate = _moderate_fill_value(values, kept)

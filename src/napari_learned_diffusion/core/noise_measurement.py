@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, special
 
 from napari_learned_diffusion.core.errors import InvalidImageError
+from napari_learned_diffusion.core.missing import missing_pixels
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -70,7 +71,10 @@ def checked_pixels(planes: NDArray[Any], mask: NDArray[np.bool_] | None) -> Pixe
             f"shape {stack.shape}. Choose the two axes of a plane."
         )
     stack = stack[None] if stack.ndim == 2 else stack
-    valid = np.isfinite(stack)
+    masks = np.ma.getmaskarray(planes).reshape(stack.shape)
+    valid = np.zeros(stack.shape, np.bool_)
+    for number, plane in enumerate(stack):
+        valid[number] = ~missing_pixels(np.ma.array(plane, mask=masks[number])).mask
     if mask is not None:
         chosen = np.asarray(mask, dtype=np.bool_)
         if chosen.shape not in (np.shape(planes), stack.shape[1:]):

@@ -25,6 +25,9 @@ FOUR_NEIGHBOURS: tuple[Offset, ...] = ((1, 0), (0, 1))
 EIGHT_NEIGHBOURS: tuple[Offset, ...] = (*FOUR_NEIGHBOURS, (1, 1), (1, -1))
 """Each edge once: the neighbours on the other side are the same edges seen from their other end."""
 
+LARGEST_RATIO = 1000.0
+"""Most elongated pixels; beyond it the squares of distances leave single precision nothing."""
+
 _ISOTROPIC = 1e-3
 """Anisotropy below which the direction of strongest diffusion is a matter of rounding."""
 
@@ -106,13 +109,30 @@ def pixel_spacing(spacing: tuple[float, float]) -> tuple[float, float]:
     The contrast parameter, the time step and the noise belong to pixels, so only the ratio of the
     two spacings matters: a slice gives the same result in millimetres and in micrometres.
     """
+    hy, hx = checked_spacing(spacing)
+    finest = min(hy, hx)
+    if max(hy, hx) > LARGEST_RATIO * finest:
+        raise InvalidSettingError(
+            f"The pixels are {max(hy, hx) / finest:.3g} times as long along one axis as along the "
+            f"other; at most {LARGEST_RATIO:g} times can be computed. Check the spacing {spacing}."
+        )
+    return hy / finest, hx / finest
+
+
+def checked_spacing(spacing: tuple[float, float]) -> tuple[float, float]:
+    """A spacing as positive numbers; files may count an axis backwards.
+
+    Raises
+    ------
+    InvalidSettingError
+        unless they are finite numbers other than 0.
+    """
     hy, hx = (abs(float(h)) for h in spacing)
     if not (math.isfinite(hy) and math.isfinite(hx) and hy > 0 and hx > 0):
         raise InvalidSettingError(
             f"The pixel spacing must be two finite numbers other than 0, not {spacing}."
         )
-    finest = min(hy, hx)
-    return hy / finest, hx / finest
+    return hy, hx
 
 
 def gradient(u: Tensor, stencil: Stencil) -> Tensor:
@@ -294,6 +314,26 @@ def orientation(tensor: Tensor) -> Tensor:
     degrees = torch.where(degrees < 0, degrees + 180, degrees)
     degrees = torch.where(degrees >= 180, 0, degrees).abs()  # of -1e-9 + 180, rounded; and of -0
     return torch.where(anisotropy(tensor) < _ISOTROPIC, torch.nan, degrees)
+
+
+def in_space(degrees: Tensor, spacing: tuple[float, float]) -> Tensor:
+    r"""An orientation on the pixel grid as the one in physical space.
+
+    .. math:: \theta' = \operatorname{atan2}(h_y \sin\theta,\, h_x \cos\theta)
+
+    Parameters
+    ----------
+    degrees
+        Of any shape, from 0 to below 180, as of `orientation`.
+    spacing
+        Distance of rows and of columns, in any unit.
+    """
+    hy, hx = checked_spacing(spacing)
+    if hy == hx:
+        return degrees
+    angle = torch.deg2rad(degrees)
+    found = torch.rad2deg(torch.atan2(hy / hx * torch.sin(angle), torch.cos(angle)))
+    return torch.where(found >= 180, 0, found)
 
 
 def _mean_of_both_edges(conductances: Tensor, stencil: Stencil) -> Tensor:

@@ -125,7 +125,8 @@ def denoise_stack(
     plane_axes
         Row axis and column axis of the planes.
     spacing
-        Distance of rows and of columns, in any unit: only their ratio matters.
+        Distance of rows and of columns, in any unit. It tells the directions in maps of
+        orientation; the diffusion counts in pixels, which denoises better, unless ``use_spacing``.
     tiling
         How large planes are cut. On running out of memory the tile is halved and tried again.
     prepared

@@ -38,6 +38,7 @@ from napari_learned_diffusion.jobs.planes import (
     PlaneAxes,
     SolverUnits,
     check_image,
+    diffusion_spacing,
     plane_indices,
     read_plane,
 )
@@ -229,7 +230,8 @@ def fine_tune(
     curve = Curve()
     previewer = _Preview(stack, preview, rows_columns, noise, spacing, Diffusion(iterations, tau))
     step = FineTuneStep(0, np.nan, None, 0, np.inf)
-    steps = adapt(model, scenes, config, Diffusion(iterations, tau, spacing), stop=stop)
+    steps_spacing = diffusion_spacing(noise.prepared.config, spacing)
+    steps = adapt(model, scenes, config, Diffusion(iterations, tau, steps_spacing), stop=stop)
     try:
         for step in steps:
             if step.step:

@@ -246,7 +246,7 @@ class _Recorder:
         self._units = solver.units(plane, valid)
         self.u = self._units.encode(plane, valid, solver.number_format)
         self.noise: NoiseModel = self._units.noise(solver.prepared.noise)
-        self._neighbours = Stencil(spacing=pixel_spacing(solver.spacing))
+        self._neighbours = Stencil(spacing=pixel_spacing(solver.steps_spacing))
         shape = (solver.iterations // stride + 1, *plane.shape)
         self._denoised, self._gradient = (np.empty(shape, np.float32) for _ in range(2))
         after_input = (shape[0] - 1, *plane.shape)

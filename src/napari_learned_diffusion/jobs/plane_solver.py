@@ -26,11 +26,22 @@ from napari_learned_diffusion.core.errors import (
 )
 from napari_learned_diffusion.core.missing import Missing, missing_pixels
 from napari_learned_diffusion.core.noise import NoiseModel
-from napari_learned_diffusion.core.operators import anisotropy, orientation
+from napari_learned_diffusion.core.operators import (
+    anisotropy,
+    checked_spacing,
+    in_space,
+    orientation,
+)
 from napari_learned_diffusion.core.schemes import Explicit, FastExplicitDiffusion, Scheme
 from napari_learned_diffusion.core.solve import State, iterate
 from napari_learned_diffusion.core.zoo import load_model
-from napari_learned_diffusion.jobs.planes import SolverUnits, check_values, stabilised_range
+from napari_learned_diffusion.jobs.planes import (
+    SolverUnits,
+    Spacing,
+    check_values,
+    diffusion_spacing,
+    stabilised_range,
+)
 from napari_learned_diffusion.jobs.prepare import Prepared
 from napari_learned_diffusion.jobs.tiling import SMALLEST_TILE, cut, largest_tile
 
@@ -93,6 +104,7 @@ class PlaneSolver:
 
     def __post_init__(self) -> None:
         config = self.prepared.config
+        self.spacing = checked_spacing(self.spacing)
         self.device = torch.device(config.device)
         self.device_name = device_name(self.device)
         self.iterations = 0 if self.prepared.noise.is_zero else config.iterations or 0
@@ -104,6 +116,11 @@ class PlaneSolver:
         model = self.given or load_model(config)
         self.model = model.to(self.device, self.dtype).eval()
         self.halo = self.model.halo(self.iterations)
+
+    @property
+    def steps_spacing(self) -> Spacing:
+        """The distances that the diffusion goes by."""
+        return diffusion_spacing(self.prepared.config, self.spacing)
 
     def solve(
         self, plane: NDArray[Any], maps: MapsConfig | None = None
@@ -223,7 +240,7 @@ class PlaneSolver:
                     if state.step == self.iterations:
                         result[part.target] = state.u[0, 0].cpu().numpy()[part.inner]
                     if state.step == (maps.step or self.iterations):
-                        for name, found in _maps_of(state, maps).items():
+                        for name, found in self._maps_of(state, maps).items():
                             shown[name][part.target] = found[part.inner]
                     yield (number * self.iterations + state.step) // len(tiles)
             finally:
@@ -247,10 +264,22 @@ class PlaneSolver:
             noise=noise,
             scheme=self.scheme,
             iterations=self.iterations,
-            spacing=self.spacing,
+            spacing=self.steps_spacing,
             valid=None if valid is None else self.tensor(valid),
             mixed=self.prepared.config.precision == "mixed",
         )
+
+    def _maps_of(self, state: State, maps: MapsConfig) -> Maps:
+        found: dict[str, torch.Tensor] = {}
+        if maps.diffusivity:
+            found["diffusivity"] = state.diffusivity()
+        if maps.orientation:
+            tensor = state.diffusion_tensor()
+            degrees = orientation(tensor)
+            if not self.prepared.config.use_spacing:
+                degrees = in_space(degrees, self.spacing)
+            found |= {"orientation": degrees, "anisotropy": anisotropy(tensor)}
+        return {name: values[0, 0].float().cpu().numpy() for name, values in found.items()}
 
     def tensor(self, array: NDArray[Any]) -> torch.Tensor:
         """``(h, w)`` to ``(1, 1, h, w)``, where and how precisely the solver computes."""
@@ -283,16 +312,6 @@ def extent(plane: NDArray[Any], valid: NDArray[np.bool_] | None) -> tuple[float,
 
 def _blank_maps(maps: MapsConfig, shape: tuple[int, ...]) -> Maps:
     return {name: np.full(shape, np.nan, np.float32) for name in maps.names}
-
-
-def _maps_of(state: State, maps: MapsConfig) -> Maps:
-    found: dict[str, torch.Tensor] = {}
-    if maps.diffusivity:
-        found["diffusivity"] = state.diffusivity()
-    if maps.orientation:
-        tensor = state.diffusion_tensor()
-        found |= {"orientation": orientation(tensor), "anisotropy": anisotropy(tensor)}
-    return {name: values[0, 0].float().cpu().numpy() for name, values in found.items()}
 
 
 def _scheme(config: DiffusionConfig) -> Scheme:

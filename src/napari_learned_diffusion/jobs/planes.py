@@ -11,11 +11,13 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from napari_learned_diffusion.config import as_number
+from napari_learned_diffusion.config import DiffusionConfig, as_number
 from napari_learned_diffusion.core.errors import InvalidImageError, InvalidSettingError
 from napari_learned_diffusion.core.noise import NoiseModel
 
 PlaneAxes = tuple[int, int]
+Spacing = tuple[float, float]
+"""Distance of rows and of columns, in any unit."""
 
 LAST_AXES: PlaneAxes = (-2, -1)
 
@@ -212,6 +214,11 @@ def stabilised_range(noise: NoiseModel, lowest: float, highest: float) -> float:
             f"from {lowest:.4g} to {highest:.4g}. Give the noise level in the units of the image."
         )
     return float(high - low)
+
+
+def diffusion_spacing(config: DiffusionConfig, spacing: Spacing) -> Spacing:
+    """The distances that the diffusion goes by: by default it counts in pixels."""
+    return spacing if config.use_spacing else (1.0, 1.0)
 
 
 def read_plane(image: Any, index: tuple[int, ...], plane_axes: PlaneAxes) -> NDArray[Any]:

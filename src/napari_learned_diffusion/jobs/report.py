@@ -18,6 +18,9 @@ from napari_learned_diffusion.core.noise import Correlated, NoiseModel
 from napari_learned_diffusion.core.noise_estimation import estimate_noise
 from napari_learned_diffusion.jobs.plane_solver import PlaneResult, PlaneSolver, extent
 
+_NOT_SQUARE = 1.01
+"""Ratio of the spacings above which it is said that they aren't used."""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -124,6 +127,7 @@ class Tally:
     removed: float = 0.0
     noise_sigmas: tuple[float, float] = (np.inf, -np.inf)
     iterations: tuple[int, int] = (0, 0)
+    elongated: float = 1.0
 
     def add(
         self,
@@ -147,6 +151,9 @@ class Tally:
         self.unchanged += result.unchanged
         self.unresolved += result.unresolved
         self._add_missing(result.missing)
+        rows, columns = solver.spacing
+        if solver.iterations and not solver.prepared.config.use_spacing:
+            self.elongated = max(rows / columns, columns / rows)
         count = plane.size if valid is None else int(np.count_nonzero(valid))
         self.masked += plane.size - count
         if count == 0:
@@ -255,6 +262,11 @@ class Tally:
                 "Not one pixel changed: the model lets nothing flow at this noise level."
                 if self.unchanged == self.planes
                 else f"{self.unchanged} slices didn't change: there the model lets nothing flow."
+            )
+        if self.elongated > _NOT_SQUARE:
+            yield (
+                f"Pixels are {self.elongated:.3g} times as long along one axis as along the other. "
+                "The diffusion counts in pixels, which denoises better: the voxel size isn't used."
             )
         if self.unresolved:
             yield (
