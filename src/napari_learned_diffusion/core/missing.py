@@ -252,7 +252,7 @@ def _moderate_fill_value(values: NDArray[Any], kept: Bools) -> Bools | None:
     if not kept.any():
         return None
     lowest = values[kept].min()
-    if not lowest < 0 or (values.dtype.kind == "f" and lowest <= -_HUGE):
+    if not lowest < 0 or (values.dtype.kind == "f" and float(lowest) <= -_HUGE):
         return None
     theirs = kept & (values == lowest)
     others = values[kept & ~theirs]
