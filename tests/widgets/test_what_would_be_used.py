@@ -117,3 +117,15 @@ def test_other_programs_may_mean_something_else_by_missing(
     finish(widget)
     assert not widget.status.is_error
     assert jobs.called("prepare")[0]["config"].missing == ()
+
+
+@pytest.mark.parametrize("run", ["denoise_slice", "denoise_as_you_scroll"])
+def test_a_slice_of_a_masked_array_keeps_its_mask(
+    model: ViewerModel, make_widget: Make, finish: Finish, jobs: Any, stack: Any, run: str
+) -> None:
+    model.add_image(np.ma.masked_less(stack, 400), name="cells")
+    widget = make_widget(model)
+    getattr(widget, run)()
+    finish(widget)
+    plane = jobs.called("denoise_plane")[0]["plane"]
+    np.testing.assert_array_equal(np.ma.getmaskarray(plane), stack[2] < 400)

@@ -192,8 +192,9 @@ class Source:
         return self.read_at(self.index)
 
     def read_at(self, index: tuple[int, ...]) -> NDArray[Any]:
-        """Load one slice."""
-        return np.asarray(self.data[self.select(index)])
+        """Load one slice; that of a masked array with its mask."""
+        plane = self.data[self.select(index)]
+        return plane if isinstance(plane, np.ma.MaskedArray) else np.asarray(plane)
 
     def has_changed(self) -> bool:
         """Whether the array has other content now."""

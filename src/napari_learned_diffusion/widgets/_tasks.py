@@ -303,7 +303,7 @@ def denoise_lazily(
         stack.adopt_type(result_type(request.source.data.dtype, whole).dtype)
     while (index := stack.next()) is not None:
         # A copy, for an array in memory may be changed in place meanwhile.
-        plane = np.array(request.source.read_at(index))
+        plane = request.source.read_at(index).copy()
         denoised = plane
         if plane.dtype.kind != "f" or np.isfinite(plane).any():
             used = _prepare_slice(request, whole, plane, jobs)
