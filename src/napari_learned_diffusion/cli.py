@@ -33,7 +33,6 @@ from typer.core import TyperGroup
 
 from napari_learned_diffusion.cli_batch import batch
 from napari_learned_diffusion.cli_finetune import fine_tune, models, takes_learning
-from napari_learned_diffusion.cli_text import printable
 from napari_learned_diffusion.cli_train import train
 from napari_learned_diffusion.config import (
     DEFAULT_MODEL,
@@ -53,6 +52,7 @@ from napari_learned_diffusion.core.errors import (
     LearnedDiffusionError,
 )
 from napari_learned_diffusion.core.noise import NOISE_MODELS, NoiseModel
+from napari_learned_diffusion.core.text import one_line
 from napari_learned_diffusion.core.zoo import CLASSICAL_MODEL, card, check_settings, list_cards
 from napari_learned_diffusion.files import (
     COMPRESSIONS,
@@ -85,7 +85,7 @@ class _Commands(TyperGroup):
             if ctx.params["debug"]:
                 raise
             # Not through rich, which would break the line at the terminal's width.
-            typer.echo(f"Error: {printable(str(error))}", err=True)
+            typer.echo(f"Error: {one_line(str(error))}", err=True)
             raise typer.Exit(1) from error
 
 
@@ -673,7 +673,7 @@ def estimate(
     _row(table, "Confidence", f"{whole.confidence:.2f} (0: a guess, 1: certain)")
     _row(table, "As options", _as_options(whole.model))
     Console().print(table)
-    typer.echo(whole.message)
+    typer.echo(one_line(whole.message))
     _print_notes(volume.metadata.get("notes", ()))
 
 
@@ -896,7 +896,7 @@ def _progress_shown() -> Iterator[Callable[[Progress], None]]:
         def show(progress: Progress) -> None:
             bars.update(
                 task,
-                description=progress.message,
+                description=one_line(progress.message),
                 completed=progress.done,
                 total=progress.total or None,
             )
@@ -913,7 +913,7 @@ def _summary_table() -> Table:
 
 def _row(table: Table, title: str, value: str) -> None:
     """A row of plain text: brackets in names are no markup."""
-    table.add_row(Text(title), Text(printable(value)))
+    table.add_row(Text(title), Text(one_line(value)))
 
 
 def _print_summary(done: Denoised) -> None:
@@ -945,7 +945,7 @@ def _print_summary(done: Denoised) -> None:
 
 def _print_notes(notes: Iterable[str]) -> None:
     for note in notes:
-        typer.echo(f"Note: {printable(note)}", err=True)
+        typer.echo(f"Note: {one_line(note)}", err=True)
 
 
 def _notes_on_model(config: DiffusionConfig) -> Iterator[str]:

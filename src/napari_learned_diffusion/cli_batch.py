@@ -14,6 +14,7 @@ from rich.progress import Progress as ProgressBars
 
 from napari_learned_diffusion.config import DiffusionConfig, TilingConfig
 from napari_learned_diffusion.core.errors import InvalidSettingError
+from napari_learned_diffusion.core.text import one_line
 from napari_learned_diffusion.files import COMPRESSIONS, FORMATS
 from napari_learned_diffusion.jobs.progress import Progress, run
 
@@ -158,7 +159,7 @@ def _engine(settings: Settings, workers: int | None, scheduler: str | None) -> E
 def _shown() -> Iterator[Callable[[Progress], None]]:
     """A line for each file that has ended, and on a terminal a bar below them."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
         TimeRemainingColumn(),
@@ -173,7 +174,7 @@ def _shown() -> Iterator[Callable[[Progress], None]]:
             bars.update(task, completed=progress.done, total=progress.total)
             if status is None:
                 return
-            bars.update(task, description=progress.message)
+            bars.update(task, description=one_line(progress.message))
             if status.is_final:
                 console.print(_line(status), markup=False)
 
@@ -184,9 +185,9 @@ def _line(status: FileStatus) -> str:
     """A file that has ended in one line: state, name, time, what was removed, message."""
     from napari_learned_diffusion.jobs.report import describe_removed  # imports torch
 
-    parts = [f"{status.state:<8}{status.source.name}"]
+    parts = [f"{status.state:<8}{one_line(status.source.name)}"]
     if status.state == "done":
         parts.append(f"{status.seconds:.1f} s")
         if removed := describe_removed(status.noise_sigma, status.removed_sigma):
             parts.append(f"removed {removed}")
-    return " · ".join(parts + [status.message] * bool(status.message))
+    return " · ".join(parts + [one_line(status.message)] * bool(status.message))

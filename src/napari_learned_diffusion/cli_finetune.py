@@ -147,7 +147,7 @@ def fine_tune(
             show,
         )
     for note in (*notes, *tuned.messages):
-        typer.echo(f"Note: {note}", err=True)
+        typer.echo(f"Note: {one_line(note)}", err=True)
     if not tuned.improved:
         typer.echo(tuned.summary())
         return

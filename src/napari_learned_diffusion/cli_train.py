@@ -25,6 +25,7 @@ from napari_learned_diffusion.config import (
 )
 from napari_learned_diffusion.core.atomic import check_target
 from napari_learned_diffusion.core.errors import InvalidSettingError
+from napari_learned_diffusion.core.text import one_line
 from napari_learned_diffusion.jobs.progress import Progress, run
 
 if TYPE_CHECKING:
@@ -263,7 +264,7 @@ def train(
         if rank == 0:
             _print_trained(model, trained.weights, trained.card, _in_decibels(trained.validation))
             for reason in trained.skipped:
-                typer.echo(f"Note: skipped {reason}", err=True)
+                typer.echo(f"Note: skipped {one_line(str(reason))}", err=True)
 
 
 def _noise_config(context: typer.Context) -> NoiseTrainingConfig:
@@ -324,7 +325,7 @@ def _training_shown(
     from its steps.
     """
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.completed:.0f}/{task.total}"),
         TextColumn("loss {task.fields[loss]}"),

@@ -645,3 +645,11 @@ def test_estimates_hardly_change_when_the_image_is_turned(turn):
     at = np.linspace(20, 240, 5)
     found, expected = (estimate_noise(i).model.variance(at) for i in (turn(image), image))
     np.testing.assert_allclose(found, expected, rtol=0.1)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("value", [1e6, 1e9, -1e9, 1e12])
+def test_a_single_value_far_from_all_others_changes_nothing(dtype, value):
+    image = np.random.default_rng(0).normal(100, 5, (96, 96)).astype(dtype)
+    image[40, 50] = value
+    assert estimate_noise(image).model.noise_sigma == pytest.approx(5, rel=0.1)

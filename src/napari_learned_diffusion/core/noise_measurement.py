@@ -24,6 +24,7 @@ Bools = NDArray[np.bool_]
 MANY_BLOCKS = 8192
 MOST_BLOCKS = 200_000
 MAX_SPECIAL = 16
+_NEARLY_ALL = 0.99
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Pixels:
         """Rounding of the data's number format, in units of the range; 0 for integers."""
         if self.planes.dtype.kind != "f":
             return 0.0
-        largest = max(abs(self.lowest), abs(self.lowest + self.scale))
+        # Of nearly all values: a single one of 1e9, such as a zinger, says nothing of the others.
+        largest = float(np.quantile(np.abs(self.sample().astype(np.float64)), _NEARLY_ALL))
         return float(np.finfo(self.planes.dtype).eps) * largest / self.scale
 
     def on_unit_range(self, values: NDArray[Any]) -> Floats:
@@ -59,7 +61,12 @@ class Pixels:
 
 def checked_pixels(planes: NDArray[Any], mask: NDArray[np.bool_] | None) -> Pixels:
     """The planes as `estimate_noise` takes them, or the reason why it doesn't."""
-    stack = np.asarray(planes)
+    try:
+        stack = np.asarray(planes)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidImageError(
+            f"Noise is estimated from an array, not from a {type(planes).__name__}: {error}."
+        ) from error
     if stack.dtype.kind not in "buif":
         raise InvalidImageError(
             f"Noise is estimated from real numbers, not from {stack.dtype}. "

@@ -239,7 +239,7 @@ class Tally:
             )
         if self.doubtful and self.planes > 1:
             yield (
-                f"Of {self.doubtful} of {self.planes} slices the noise estimate is doubtful: its "
+                f"The noise estimate of {self.doubtful} of {self.planes} slices is doubtful: its "
                 f"confidence is below {DOUBTFUL:g}."
             )
         if self.idle:

@@ -160,7 +160,8 @@ class CheckWidget(DockedWidget):
             table.addWidget(QLabel(heading), 0, at)
             table.setColumnStretch(at, 1)
         tips = {
-            "Noise": "Standard deviation of the noise, in layer units.",
+            "Noise": "Standard deviation of the noise by its model, and what of it is visible in "
+            "flat areas of the result, which is less than its error.",
             "Mean": "Mean intensity, in layer units. It should stay.",
             "Lowest": "Lowest intensity. It should not fall.",
             "Highest": "Highest intensity. It should not rise.",
