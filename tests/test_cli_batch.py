@@ -106,6 +106,12 @@ def test_options_reach_the_job(tmp_path: Path) -> None:
         (["a.tif", "--format", "png"], "no format 'png'"),
         (["a.tif", "--compression", "zip"], "isn't known"),
         (["a.tif", "--workers", "2", "--scheduler", "tcp://127.0.0.1:9"], "not both"),
+        (["a.tif", "--tls-ca", "ca.pem"], "are for --scheduler tls://"),
+        (["a.tif", "--scheduler", "tls://a:1", "--tls-ca", "ca.pem"], "go together"),
+        (
+            ["a.tif", "--scheduler", "tls://a:1", "--tls-ca", "ca.pem", "--tls-cert", "me.pem"],
+            "There is no file ca.pem",
+        ),
     ],
 )
 def test_mistakes_are_told_before_anything_is_done(
@@ -120,6 +126,22 @@ def test_mistakes_are_told_before_anything_is_done(
     assert result.exit_code == 1
     assert reason in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_clash_of_results_and_a_damaged_manifest_are_told(tmp_path: Path) -> None:
+    for seed, name in enumerate("pq"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "[b]x[red].tif", volume(seed))
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "batch.json").write_text("{")
+    result = invoke(f"{tmp_path}/*/*.tif", "--out", out, *QUICK)
+    assert result.exit_code == 1
+    assert "0 done, 0 skipped, 2 failed" in result.stdout
+    assert result.stderr.count("would both be written to") == 2
+    assert result.stderr.count("failed  [b]x[red].tif") == 2
+    assert f"Note: {out / 'batch.json'} isn't the manifest of a batch" in result.stderr
+    assert {p.name for p in out.iterdir()} == {"batch.json", "batch.json.damaged", "batch.jsonl"}
 
 
 HELD = """

@@ -20,7 +20,7 @@ from napari_learned_diffusion.jobs.progress import Progress, run
 
 if TYPE_CHECKING:
     from napari_learned_diffusion.jobs.batch import FileStatus
-    from napari_learned_diffusion.jobs.batch_engines import Engine
+    from napari_learned_diffusion.jobs.batch_engines import Certificates, Engine
 
 _FILES, _CLUSTER = "Files and axes", "Cluster"
 
@@ -65,7 +65,11 @@ def batch(
     ] = None,
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", help="Replace results that exist.", rich_help_panel=_FILES),
+        typer.Option(
+            "--overwrite",
+            help="Compute everything anew, and replace results that exist.",
+            rich_help_panel=_FILES,
+        ),
     ] = False,
     retry_failed: Annotated[
         bool,
@@ -98,8 +102,40 @@ def batch(
         str | None,
         typer.Option(
             "--scheduler",
-            metavar="tcp://HOST:PORT",
-            help="Compute on the workers of a running scheduler of dask.",
+            metavar="tls://HOST:PORT",
+            help="Compute on the workers of a running scheduler of dask. A tcp:// address works, "
+            "too, but anybody who reaches such a scheduler can run code there.",
+            show_default=False,
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = None,
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option(
+            "--tls-ca",
+            metavar="FILE",
+            help="Certificate of the authority that has signed the scheduler's and yours, in PEM.",
+            show_default=False,
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            "--tls-cert",
+            metavar="FILE",
+            help="Your certificate for a scheduler of tls://. Without these options those of "
+            "distributed's configuration are used.",
+            show_default=False,
+            rich_help_panel=_CLUSTER,
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(
+            "--tls-key",
+            metavar="FILE",
+            help="Its key, where it isn't in the same file.",
             show_default=False,
             rich_help_panel=_CLUSTER,
         ),
@@ -122,6 +158,7 @@ def batch(
     """
     if workers is not None and scheduler is not None:
         raise InvalidSettingError("Give either --workers or --scheduler, not both.")
+    certificates = _certificates(scheduler, tls_ca, tls_cert, tls_key)
     from napari_learned_diffusion.jobs.batch import BatchConfig, denoise_batch
     from napari_learned_diffusion.jobs.batch_sources import find_sources
 
@@ -135,7 +172,7 @@ def batch(
         compression=compression,
     )
     sources = find_sources(inputs, out)
-    engine = _engine(settings, workers, scheduler)
+    engine = _engine(settings, workers, scheduler, certificates)
     if engine is not None and engine.link:
         typer.echo(f"Dashboard: {engine.link}", err=True)
     job = denoise_batch(sources, where, settings.config, tiling=settings.tiling, engine=engine)
@@ -143,23 +180,54 @@ def batch(
         summary = run(job, show)
     typer.echo(summary.describe())
     typer.echo(f"Log: {summary.log}")
+    for note in summary.notes:
+        typer.echo(f"Note: {note}", err=True)
     if summary.count("failed"):
         raise typer.Exit(1)
 
 
-def _engine(settings: Settings, workers: int | None, scheduler: str | None) -> Engine | None:
+def _certificates(
+    scheduler: str | None, ca: Path | None, cert: Path | None, key: Path | None
+) -> Certificates | None:
+    """The certificates that the options name, which go together."""
+    if ca is None and cert is None and key is None:
+        return None
+    if scheduler is None:
+        raise InvalidSettingError(
+            "--tls-ca, --tls-cert and --tls-key are for --scheduler tls://HOST:PORT. The processes "
+            "of --workers have certificates of their own."
+        )
+    if ca is None or cert is None:
+        raise InvalidSettingError("Give --tls-ca and --tls-cert both; they go together.")
+    from napari_learned_diffusion.jobs.batch_engines import Certificates
+
+    return Certificates(ca, cert, key)
+
+
+def _engine(
+    settings: Settings,
+    workers: int | None,
+    scheduler: str | None,
+    certificates: Certificates | None,
+) -> Engine | None:
     if workers is None and scheduler is None:
         return None
     from napari_learned_diffusion.jobs.batch_engines import ClusterEngine
 
-    return ClusterEngine(settings.config, settings.tiling, workers=workers, scheduler=scheduler)
+    return ClusterEngine(
+        settings.config,
+        settings.tiling,
+        workers=workers,
+        scheduler=scheduler,
+        certificates=certificates,
+    )
 
 
 @contextmanager
 def _shown() -> Iterator[Callable[[Progress], None]]:
     """A line for each file that has ended, and on a terminal a bar below them."""
     columns = (
-        TextColumn("{task.description}", markup=False),
+        TextColumn("{task.description}", markup=False),  # a file may be called anything
         BarColumn(),
         TaskProgressColumn(),
         TimeRemainingColumn(),

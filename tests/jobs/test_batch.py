@@ -7,10 +7,13 @@ import json
 import os
 import shutil
 import signal
+import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +43,12 @@ from napari_learned_diffusion.jobs.batch import (
     FileStatus,
     denoise_batch,
 )
-from napari_learned_diffusion.jobs.batch_engines import ClusterEngine, LocalEngine
+from napari_learned_diffusion.jobs.batch_engines import (
+    Certificates,
+    ClusterEngine,
+    ConnectionLostError,
+    LocalEngine,
+)
 from napari_learned_diffusion.jobs.batch_manifest import Manifest
 from napari_learned_diffusion.jobs.batch_reading import PlaneReader
 from napari_learned_diffusion.jobs.batch_sources import VolumeSource, content_hash, find_sources
@@ -562,7 +570,7 @@ def test_slices_of_mixed_shapes(tmp_path: Path, out: Path) -> None:
     dataset = pydicom.dcmread(next(other.iterdir()))
     dataset.SeriesInstanceUID = series
     dataset.save_as(folder / "odd.dcm")
-    assert "folders of their own" in only(denoise(folder, out)).message
+    assert "into a folder of its own" in only(denoise(folder, out)).message
 
 
 def test_colour_is_refused(tmp_path: Path, out: Path) -> None:
@@ -798,14 +806,131 @@ def test_a_client_of_a_cluster_that_was_killed_goes_on(
     assert begun[-1]["resumed"] >= 2
 
 
-def test_a_scheduler_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("planes", [0, 3])
+def test_a_scheduler_that_dies_is_told_and_the_batch_goes_on_later(
+    cluster: Any, scans: Path, out: Path, planes: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def die(progress: Any) -> None:
+        if progress.file and progress.file.planes_done == planes:
+            cluster.close()
+
+    job = denoise_batch(
+        find_sources([scans], out), BatchConfig(out), QUICK, engine=on(cluster, QUICK)
+    )
+    with pytest.raises(ConnectionLostError, match=r"scheduler is lost\. What is done is kept"):
+        run(job, die)
+    assert "Traceback" not in capfd.readouterr().err
+    assert log_of(out)[-1]["event"] == "stopped"
+    assert denoise(scans, out).count("done") == 3
+    begun = [line for line in log_of(out) if line["event"] == "begun"]
+    assert max(line["resumed"] for line in begun) >= planes
+    assert leftovers(out) == []
+
+
+def hear_from(host: str, port: int, context: ssl.SSLContext | None) -> bytes:
+    """What a server says to somebody who connects without or with a certificate of his own."""
+    with socket.create_connection((host, port), timeout=30) as plain:
+        if context is None:
+            plain.sendall(b"hello, who is there? " * 10)
+            return plain.recv(1000)
+        with context.wrap_socket(plain) as encrypted:
+            encrypted.sendall(b"hello")
+            return encrypted.recv(1000)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_workers_take_only_connections_with_their_own_certificate(tmp_path: Path) -> None:
+    """Who reaches the port of a scheduler could run any code."""
+    distributed = pytest.importorskip("distributed")
+    pytest.importorskip("cryptography")
+    from napari_learned_diffusion.jobs import batch_cluster
+
+    stranger = distributed.Security.temporary()
+    pem = tmp_path / "stranger.pem"
+    pem.write_text(stranger.tls_client_key + stranger.tls_client_cert)
+    anonymous, signed = (ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) for _ in range(2))
+    for context in (anonymous, signed):
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    signed.load_cert_chain(pem)
+    with batch_cluster.quiet(), batch_cluster.start(1) as started:
+        assert started.scheduler_address.startswith("tls://127.0.0.1:")
+        for address in (started.scheduler_address, *started.scheduler_info["workers"]):
+            host, port = address.removeprefix("tls://").split(":")
+            for context in (anonymous, signed):
+                with pytest.raises(OSError, match=r"alert|reset|EOF"):
+                    hear_from(host, int(port), context)
+            with suppress(ConnectionResetError):
+                assert len(hear_from(host, int(port), None)) < 10  # an alert of TLS, or nothing
+        with batch_cluster.connect(started, 60) as client:
+            assert client.submit(sum, (1, 2)).result() == 3
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_scheduler_of_tls_by_certificates_in_files(
+    scans: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distributed = pytest.importorskip("distributed")
+    pytest.importorskip("cryptography")
+    security = distributed.Security.temporary()
+    ca, cert, key = (tmp_path / f"{name}.pem" for name in ("ca", "cert", "key"))
+    ca.write_text(security.tls_ca_file)
+    cert.write_text(security.tls_client_cert)
+    key.write_text(security.tls_client_key)
+    with distributed.LocalCluster(
+        n_workers=1,
+        threads_per_worker=1,
+        memory_limit=0,
+        dashboard_address=None,
+        protocol="tls",
+        security=security,
+    ) as found:
+        address = found.scheduler_address
+        with monkeypatch.context() as patch:
+            patch.setattr("napari_learned_diffusion.jobs.batch_engines._CONNECT_SECONDS", 1)
+            with pytest.raises(DeviceError, match="that the certificates are those"):
+                ClusterEngine(QUICK, TilingConfig(), scheduler=address)
+        engine = ClusterEngine(
+            QUICK,
+            TilingConfig(),
+            scheduler=address,
+            certificates=Certificates(ca, cert, key),
+        )
+        assert denoise(scans / "a.mrc", out, engine=engine).count("done") == 1
+
+
+def test_certificates_that_fit_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("distributed")
+    with pytest.raises(InvalidSettingError, match="There is no file"):
+        Certificates(tmp_path / "ca.pem", tmp_path / "cert.pem")
+    there = tmp_path / "there.pem"
+    there.touch()
+    with pytest.raises(InvalidSettingError, match="begins with tls://"):
+        ClusterEngine(
+            QUICK,
+            TilingConfig(),
+            scheduler="tcp://127.0.0.1:9",
+            certificates=Certificates(there, there),
+        )
+    with pytest.raises(DeviceError, match="that the certificates are those"):
+        ClusterEngine(
+            QUICK,
+            TilingConfig(),
+            scheduler="tls://127.0.0.1:9",
+            certificates=Certificates(there, there),
+        )
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense", "ftp://a:1", "tcp://a:b"])
+def test_a_scheduler_that_is_not_there(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setattr("napari_learned_diffusion.jobs.batch_engines._CONNECT_SECONDS", 0.5)
     with pytest.raises(DeviceError, match="no scheduler of dask"):
-        ClusterEngine(QUICK, TilingConfig(), scheduler="tcp://127.0.0.1:9")
+        ClusterEngine(QUICK, TilingConfig(), scheduler=address)
 
 
-def test_clusters_name_their_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "distributed", None)
+@pytest.mark.parametrize("library", ["distributed", "cryptography"])
+def test_clusters_name_their_extra(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(MissingDependencyError, match=r"diffusion\[cluster\]"):
         ClusterEngine(QUICK, TilingConfig(), workers=2)
 

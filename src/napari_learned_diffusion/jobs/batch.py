@@ -46,6 +46,7 @@ from napari_learned_diffusion.files._extras import readable
 from napari_learned_diffusion.files.formats import Format, check_compression
 from napari_learned_diffusion.files.formats import check_target as check_result
 from napari_learned_diffusion.jobs.batch_engines import (
+    ConnectionLostError,
     Engine,
     LocalEngine,
     PlaneOutcome,
@@ -675,6 +676,8 @@ class _Run:
             with readable(file.source.path):
                 plane = file.planes[number]
             future = self.engine.submit(plane, file.task, number in file.measured)
+        except ConnectionLostError:
+            raise
         except Exception as error:
             self._fail_open(file, error)
             return

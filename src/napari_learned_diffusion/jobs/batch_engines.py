@@ -6,14 +6,20 @@ import concurrent.futures
 import threading
 import time
 from collections.abc import Callable, Collection
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from numpy.typing import NDArray
 
 from napari_learned_diffusion.config import DiffusionConfig, TilingConfig
-from napari_learned_diffusion.core.errors import DeviceError, LearnedDiffusionError
+from napari_learned_diffusion.core.errors import (
+    DeviceError,
+    InvalidSettingError,
+    LearnedDiffusionError,
+)
 from napari_learned_diffusion.core.zoo import Weights, weights_of
 from napari_learned_diffusion.files._extras import require
 
@@ -25,6 +31,7 @@ _RETRIES = 3
 """How often a plane is tried again after a worker has died."""
 
 _CONNECT_SECONDS = 15
+_CLOSE_SECONDS = 5
 _POLL_SECONDS = 0.005
 
 
@@ -71,6 +78,43 @@ class PlaneOutcome:
     seconds: float
     noise: tuple[float, float] | None
     messages: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """Files in PEM format by which a scheduler and its client know each other.
+
+    Parameters
+    ----------
+    ca
+        Certificate of the authority that has signed both.
+    cert, key
+        The client's certificate and its key; ``None`` where the key is in the same file.
+
+    Raises
+    ------
+    InvalidSettingError
+        if one of the files isn't there.
+    """
+
+    ca: Path
+    cert: Path
+    key: Path | None = None
+
+    def __post_init__(self) -> None:
+        for path in (self.ca, self.cert, self.key):
+            if path is not None and not path.is_file():
+                raise InvalidSettingError(f"There is no file {path}. Check its name and folder.")
+
+
+class ConnectionLostError(LearnedDiffusionError):
+    """The scheduler doesn't answer any more, so that no file can be denoised."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The connection to the cluster's scheduler is lost. What is done is kept: start the "
+            "scheduler again, and the same batch once more to go on."
+        )
 
 
 class StoppedError(Exception):
@@ -213,14 +257,20 @@ class ClusterEngine:
     workers
         Number of processes to start on this machine.
     scheduler
-        Address of a running scheduler, ``tcp://HOST:PORT``, in place of ``workers``.
+        Address of a running scheduler, ``tls://HOST:PORT`` or ``tcp://HOST:PORT``, in place of
+        ``workers``.
+    certificates
+        For ``tls://``; ``None``: those in distributed's own configuration.
 
     Raises
     ------
     MissingDependencyError
-        if distributed isn't installed.
+        if distributed or what it needs to encrypt isn't installed.
+    InvalidSettingError
+        if there are certificates for a connection that isn't encrypted.
     DeviceError
-        if there is no scheduler at the address.
+        if there is no scheduler at the address, it takes no such connection, or its workers can't
+        load this package.
     """
 
     def __init__(
@@ -230,44 +280,65 @@ class ClusterEngine:
         *,
         workers: int | None = None,
         scheduler: str | None = None,
+        certificates: Certificates | None = None,
     ) -> None:
         require("distributed", "cluster", "Clusters")
+        if scheduler is None:
+            require("cryptography", "cluster", "Encrypted connections to workers")
+        elif certificates is not None and not scheduler.startswith("tls://"):
+            raise InvalidSettingError(
+                f"Certificates are for encrypted connections, and {scheduler} is none. Give an "
+                "address that begins with tls://, or leave the certificates out."
+            )
         import dask
 
         from napari_learned_diffusion.jobs import batch_cluster
 
         # Planes are part of their task, so that another worker can take it over: that's meant.
         dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TB"})
-        self._cluster = batch_cluster.start(workers) if scheduler is None else None
-        try:
-            self._client = batch_cluster.connect(self._cluster or scheduler, _CONNECT_SECONDS)
-        except OSError as error:
-            raise DeviceError(
-                f"There is no scheduler of dask at {scheduler} ({error}). "
-                "Start one with `dask scheduler`, and check host and port."
-            ) from error
-        self.link: str | None = self._client.dashboard_link
         weights, _ = weights_of(settled(config).model)
         self._plugin = batch_cluster.WorkerSetup(tiling, weights)
-        self._client.register_plugin(self._plugin)
+        self._open = ExitStack()
+        with ExitStack() as opening:
+            opening.enter_context(batch_cluster.quiet())
+            cluster = None
+            if scheduler is None:
+                cluster = opening.enter_context(batch_cluster.start(workers))
+            try:
+                self._client = batch_cluster.connect(
+                    cluster or scheduler, _CONNECT_SECONDS, certificates
+                )
+            except (OSError, ValueError, TypeError, RuntimeError) as error:
+                raise DeviceError(_why_not_connected(scheduler, error)) from error
+            opening.callback(self._close_client)
+            try:
+                self._client.register_plugin(self._plugin)
+            except Exception as error:  # whatever a worker says
+                raise DeviceError(
+                    f"The workers of the cluster can't load this package ({error}). Install the "
+                    "same version of it where they run."
+                ) from error
+            self.link: str | None = self._client.dashboard_link
+            self._open = opening.pop_all()
 
     @property
     def slots(self) -> int:
         # Workers come and go.
-        return max(2, 2 * len(self._client.nthreads()))
+        try:
+            return max(2, 2 * len(self._client.nthreads()))
+        except (OSError, RuntimeError) as error:
+            raise ConnectionLostError from error
 
     def submit(self, plane: NDArray[Any], task: PlaneTask, measure: bool) -> Any:
         from napari_learned_diffusion.jobs.batch_cluster import denoise_on_worker
 
+        self._check_connected()
         return self._client.submit(
             denoise_on_worker, plane, task, measure, self._plugin.name, pure=False, retries=_RETRIES
         )
 
     def wait(self, futures: Collection[Any], seconds: float) -> list[Any]:
-        if self._client.status in ("closed", "closing"):
-            raise LearnedDiffusionError(
-                "The connection to the cluster is lost. Start the same command again to go on."
-            )
+        self._check_connected()
         # Not by distributed.wait: it needs the client to be the current one, and meanwhile what
         # other threads read with dask would be sent to the cluster, too.
         end = time.monotonic() + seconds
@@ -275,15 +346,36 @@ class ClusterEngine:
             if time.monotonic() >= end:
                 break
             time.sleep(_POLL_SECONDS)
+        # Nobody but a client that has lost its scheduler cancels what is still waited for.
+        if any(future.status in ("cancelled", "lost") for future in done):
+            raise ConnectionLostError
         return done
+
+    def _check_connected(self) -> None:
+        if self._client.status != "running":
+            raise ConnectionLostError
+
+    def _close_client(self) -> None:
+        with suppress(OSError):  # a scheduler that is gone doesn't say farewell
+            self._client.close(_CLOSE_SECONDS)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._client.close()
-        if self._cluster is not None:
-            self._cluster.close()
+        self._open.close()
+
+
+def _why_not_connected(scheduler: str | None, error: Exception) -> str:
+    if scheduler is not None and scheduler.startswith("tls://"):
+        return (
+            f"The scheduler of dask at {scheduler} can't be connected to ({error}). Check host and "
+            "port, and that the certificates are those that it was started with."
+        )
+    return (
+        f"There is no scheduler of dask at {scheduler} ({error}). "
+        "Start one with `dask scheduler`, and check host and port."
+    )
 
 
 def settled(config: DiffusionConfig) -> DiffusionConfig:

@@ -180,7 +180,8 @@ class BatchWidget(DockedWidget):
                 "and a TIFF of more than 4 GiB an OME-Zarr."
             ),
             self.overwrite: (
-                "Replace files that are in the output folder already. Inputs are never replaced."
+                "Denoise everything anew, also what is done, and replace results that are in the "
+                "output folder already. Inputs are never replaced."
             ),
             self.only_failed: (
                 "Denoise only those files that have failed in an earlier batch into this folder."
@@ -550,7 +551,7 @@ class BatchWidget(DockedWidget):
         for status in summary.files:
             self.table.update(self._numbers[status.number], status)
         self._show_preview()
-        text = summary.describe()
+        text = "\n".join([summary.describe(), *summary.notes])
         failed = self.table.numbers("failed")
         if not failed:
             self.status.show_text(text)
