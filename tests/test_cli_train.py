@@ -288,7 +288,7 @@ _WATCHED = """
 import json, os, pathlib
 from safetensors.torch import save_file
 from napari_learned_diffusion import cli
-from napari_learned_diffusion.core import training
+from napari_learned_diffusion.core.learning import training
 from napari_learned_diffusion.jobs import train as job
 
 folder = pathlib.Path({folder!r}) / os.environ["RANK"]
