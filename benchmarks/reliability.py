@@ -1,7 +1,7 @@
 """What is tested of files, batches, numbers and names that go wrong: how many tests of each kind.
 
-Run ``python -m benchmarks.reliability``: it collects the tests (and runs none), and prints the table
-of docs/reliability.md.
+Run ``python -m benchmarks.reliability``: it collects the tests (and runs none), and prints the
+table of docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -27,14 +27,16 @@ KINDS = {
     "what may be replaced, and how it is written": "tests/core/test_atomic.py "
     "tests/test_replacing.py",
     "batches: names, losses, changes, records, clusters": "tests/jobs/test_batch_faults.py",
-    "pixels that are no intensities": "tests/core/test_missing.py tests/jobs/test_missing_pixels.py",
+    "pixels that are no intensities": "tests/core/test_missing.py "
+    "tests/jobs/test_missing_pixels.py",
     "numbers near the ends of their range": "tests/jobs/test_numbers.py",
     "type of the result": "tests/jobs/test_result_type.py",
     "arguments of a wrong kind": "tests/test_api_arguments.py",
     "damaged model files": "tests/core/test_damaged_model_files.py",
     "layers changed in place": "tests/widgets/test_changed_in_place.py",
     "limits in the forms": "tests/widgets/test_limits.py",
-    "names and texts of strangers": "tests/core/test_text.py tests/widgets/test_text_of_strangers.py",
+    "names and texts of strangers": "tests/core/test_text.py "
+    "tests/widgets/test_text_of_strangers.py",
     "what the shell says": "tests/test_cli_words.py",
 }
 """Situations, and the files of their tests."""

@@ -131,7 +131,7 @@ def _card(
         "noise is.",
         "parameters": sum(p.numel() for p in network.parameters()),
         "details": {
-            "reference": "napari-learned-diffusion, docs/noise.md",
+            "reference": "napari-learned-diffusion, docs/benchmarks.md",
             "architecture": network.architecture,
             "training": {
                 "data": data_name,

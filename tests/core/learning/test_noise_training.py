@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 from napari_learned_diffusion import cli
 from napari_learned_diffusion.config import NoiseTrainingConfig
 from napari_learned_diffusion.core.errors import InvalidImageError, InvalidSettingError
+from napari_learned_diffusion.core.learning import noise_training
+from napari_learned_diffusion.core.learning.acquisitions import LAGS, Smoothed
 from napari_learned_diffusion.core.learning.noise_training import fit_noise_network
 from napari_learned_diffusion.core.learning.noise_windows import Object
 from napari_learned_diffusion.core.noise_evidence import noise_evidence
@@ -26,6 +28,12 @@ OBJECTS = tuple(
     Object(np.kron(rng.uniform(20, 230, (12, 12)), np.ones((12, 12))).astype(np.float32), 0.5)
     for rng in (np.random.default_rng(seed) for seed in range(3))
 )
+
+
+@pytest.fixture(autouse=True)
+def few_validation_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noise_training, "VALIDATION_BATCHES", 3)
+    monkeypatch.setattr(noise_training, "_VALIDATION_SCANS", 2)
 
 
 def small() -> NoiseNetwork:
@@ -150,6 +158,22 @@ def test_evidence_needs_a_plane_and_a_mask_that_fits() -> None:
         noise_evidence(np.zeros((3, 8, 8)), network=small())
     with pytest.raises(InvalidImageError, match="mask's shape"):
         noise_evidence(np.zeros((8, 8)), np.ones((3, 8), np.bool_), network=small())
+
+
+@pytest.mark.parametrize("length", [0.0, 1.0])
+def test_the_package_s_network_tells_level_and_correlation(length: float) -> None:
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:192, :192]
+    clean = 100 + 60.0 * ((y - 96) ** 2 + (x - 96) ** 2 < 60**2)
+    acquired = Smoothed(12.0, (length, length)).acquire(clean, rng)
+    found = noise_evidence(acquired.noisy)
+    weight = 1 / found.uncertainty**2
+    level = np.exp(np.average(np.log(found.noise_sigma), weights=weight))
+    assert level == pytest.approx(12, rel=0.1)
+    correlation = np.average(found.autocorrelation, axis=0, weights=weight)
+    for neighbour in (LAGS.index((0, 1)), LAGS.index((1, 0))):
+        told = acquired.autocorrelation[neighbour]
+        assert correlation[neighbour] == pytest.approx(told, abs=0.2)
 
 
 def invoke(*arguments: object) -> tuple[int, str]:

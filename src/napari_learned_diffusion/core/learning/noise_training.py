@@ -29,6 +29,7 @@ from napari_learned_diffusion.core.learning.training import restore, save
 from napari_learned_diffusion.core.noise_network import NoiseNetwork, least_level
 
 VALIDATION_BATCHES = 24
+_VALIDATION_SCANS = 60
 _HELD_OUT = 16
 _LAGS_WEIGHT = 2.0
 
@@ -82,10 +83,15 @@ def fit_noise_network(
         done = restore(checkpoint, network, optimiser, config)
     held_out = objects[::_HELD_OUT]
     learned = [o for i, o in enumerate(objects) if i % _HELD_OUT] or list(held_out)
-    validation = Simulator(held_out, config.batch, seed=2**31 + config.seed, scans=60)
+    validation = Simulator(
+        held_out, config.batch, seed=2**31 + config.seed, scans=_VALIDATION_SCANS
+    )
     steps = range(done, config.steps)
     drawn = DataLoader(
-        Simulator(learned, config.batch, config.seed, config.scans),
+        # A short run needs no more scans than it has windows.
+        Simulator(
+            learned, config.batch, config.seed, min(config.scans, config.steps * config.batch)
+        ),
         batch_size=None,
         sampler=steps,
         num_workers=workers,
