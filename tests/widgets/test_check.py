@@ -126,13 +126,16 @@ def test_the_slice_in_view_is_measured_before_and_after(
     assert widget.input.currentText() == "cells"
     assert widget.reference.currentText() == "None"
     _check(widget, finish)
-    assert _texts(widget, "Noise")[0] == "8"
+    assert _texts(widget, "Noise (flat areas)")[0] == "8"
     assert _texts(widget, "Lowest") == [f"{source.data[1].min():.4g}", "100.1"]
     assert _texts(widget, "PSNR") == ["–", "–"]
     assert "white noise" in widget.structure.text()
     assert widget.picture._image.image.shape == (11, 11)
     widget.reference.setCurrentIndex(widget.reference.findText("truth"))
-    assert _texts(widget, "Noise") == ["–", "–"]  # what was measured was something else
+    assert _texts(widget, "Noise (flat areas)") == [
+        "–",
+        "–",
+    ]  # what was measured was something else
     _check(widget, finish)
     before, after = (float(text.removesuffix(" dB")) for text in _texts(widget, "PSNR"))
     assert after == pytest.approx(20 * np.log10(60 / 0.1), abs=0.01)

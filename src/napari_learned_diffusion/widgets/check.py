@@ -66,7 +66,7 @@ PICTURE_SIZE = 110
 
 NO_REFERENCE = "none"
 
-ROWS = ("Noise", "Mean", "Lowest", "Highest", "Q", "PSNR", "SSIM")
+ROWS = ("Noise (flat areas)", "Mean", "Lowest", "Highest", "Q", "PSNR", "SSIM")
 
 
 class CheckWidget(DockedWidget):
@@ -160,8 +160,8 @@ class CheckWidget(DockedWidget):
             table.addWidget(QLabel(heading), 0, at)
             table.setColumnStretch(at, 1)
         tips = {
-            "Noise": "Standard deviation of the noise by its model, and what of it is visible in "
-            "flat areas of the result, which is less than its error.",
+            "Noise (flat areas)": "Standard deviation of the noise by its model, and what of it is "
+            "visible in flat areas of the result, which is less than its error.",
             "Mean": "Mean intensity, in layer units. It should stay.",
             "Lowest": "Lowest intensity. It should not fall.",
             "Highest": "Highest intensity. It should not rise.",
@@ -406,7 +406,7 @@ class CheckWidget(DockedWidget):
             return
         check, unit = checked.check, checked.request.source.intensity_unit
         for name, pair, of in (
-            ("Noise", check.noise, unit),
+            ("Noise (flat areas)", check.noise, unit),
             ("Mean", check.mean, unit),
             ("Lowest", check.lowest, unit),
             ("Highest", check.highest, unit),
