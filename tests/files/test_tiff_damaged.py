@@ -17,7 +17,7 @@ from napari_learned_diffusion.core.errors import FileFormatError
 from napari_learned_diffusion.files import read
 
 DATA = np.random.default_rng(0).integers(0, 250, (4, 64, 64)).astype(np.uint16)
-ROOM = 2**20
+ROOM = 2**22
 """Bytes beyond which a refusal took memory for the claim."""
 
 

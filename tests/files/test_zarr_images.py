@@ -564,6 +564,34 @@ def test_filters_and_shards_are_read(tmp_path: Path) -> None:
         volume.data.compute()
 
 
+@pytest.mark.parametrize("place", ["end", "start"])
+@pytest.mark.parametrize("lazy", [False, True])
+def test_chunks_in_a_shard_are_looked_at_before_they_are_decoded(
+    tmp_path: Path, lazy: bool, place: str
+) -> None:
+    path = tmp_path / "a.zarr"
+    blosc = zarr.codecs.BloscCodec(cname="lz4")
+    codec = zarr.codecs.ShardingCodec(
+        chunk_shape=(1, 8, 12), codecs=[zarr.codecs.BytesCodec(), blosc], index_location=place
+    )
+    save(path, version=3, chunks=(2, 16, 12), serializer=codec, compressors=None)
+    np.testing.assert_array_equal(np.asarray(read(path, lazy=lazy).data), PIXELS)
+    shard = path / "0" / "c" / "0" / "0" / "0"
+    whole = shard.read_bytes()
+    first = 0 if place == "end" else 4 * 16 + 4
+    for at, number in ((4, 10**9), (12, 10**6)):
+        content = bytearray(whole)
+        content[first + at : first + at + 4] = number.to_bytes(4, "little")
+        shard.write_bytes(content)
+        with pytest.raises(FileFormatError, match="damaged chunk"):
+            np.asarray(read(path, lazy=lazy).data)
+    # What is in other shards can be read all the same.
+    np.testing.assert_array_equal(np.asarray(read(path, lazy=True).data[2:]), PIXELS[2:])
+    shard.write_bytes(whole[:20])
+    with pytest.raises(FileFormatError, match="truncated shard"):
+        np.asarray(read(path, lazy=lazy).data)
+
+
 def test_a_chunk_that_is_a_pipe_is_refused_at_once(tmp_path: Path) -> None:
     path = save(tmp_path / "a.zarr")
     (path / "0" / "0.0.0").unlink()

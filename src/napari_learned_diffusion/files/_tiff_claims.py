@@ -264,7 +264,7 @@ def _check_first_segment(page: TiffPage, path: Path) -> None:
     is_stream = page.compression in _GENERAL_COMPRESSIONS and page.fillorder == 1
     if not (is_stream or page.compression in _JPEG) or not page.databytecounts[0]:
         return
-    from tifffile import TIFF
+    from tifffile import COMPRESSION, TIFF
 
     handle = page.parent.filehandle
     was_closed = handle.closed
@@ -284,7 +284,11 @@ def _check_first_segment(page: TiffPage, path: Path) -> None:
     filled = expected
     if not page.is_tiled and page.rowsperstrip < 2 * page.imagelength:
         filled = page.rowsperstrip * _bytes_of_row(page)
-    found = len(TIFF.DECOMPRESSORS[page.compression](encoded))
+    # Left to measure for itself how much there will be, the decoder of LZW may crash on a damaged
+    # stream. The others measure it, which takes no more memory than there is to be found.
+    is_lzw = page.compression == COMPRESSION.LZW
+    room = max(expected, filled) + _ALIGNMENT + 1 if is_lzw else None
+    found = len(TIFF.DECOMPRESSORS[page.compression](encoded, out=room))
     # A tile at the edge may be stored as small as what is shown of it.
     shown = min(1, page.imagelength / page.tilelength) if page.is_tiled else 1.0
     shown *= min(1, page.imagewidth / page.tilewidth) if page.is_tiled else 1.0

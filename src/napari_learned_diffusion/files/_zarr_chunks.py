@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -25,6 +25,9 @@ _MANY_MISSING = 0.1
 
 _HEADER_BYTES = 32
 """No header of a compressed chunk is longer."""
+
+_NO_CHUNK = 2**64 - 1
+"""Start and length of a chunk that a shard doesn't hold."""
 
 
 def check_chunks(path: Path, array: Any) -> list[str]:
@@ -94,9 +97,9 @@ def check_headers(folder: Path, array: Any, key: Any) -> None:
     FileFormatError
         with the chunk's path.
     """
-    claimed_of = None if array.shards else _CLAIMS.get(_compressor(array))
+    claimed_of = _CLAIMS.get(_compressor(array))
     expected = math.prod(array.chunks) * np.dtype(array.dtype).itemsize
-    for coordinates in product(*_chunks_of(array, key)):
+    for coordinates in product(*_positions(array.shape, array.shards or array.chunks, key)):
         path = folder / array.metadata.encode_chunk_key(coordinates)
         try:
             size = path.stat().st_size
@@ -108,20 +111,22 @@ def check_headers(folder: Path, array: Any, key: Any) -> None:
         if claimed_of is None:
             continue
         with path.open("rb") as stream:
-            claimed, needed = claimed_of(stream.read(_HEADER_BYTES))
-        if claimed not in (expected, None) or needed > size:
-            raise FileFormatError(
-                f"{path} is a damaged chunk: its header gives {claimed} bytes of pixels in "
-                f"{needed} bytes of file; {expected} are wanted, and the file has {size}. "
-                "Copy or export the image again."
-            )
+            for start, length in _pieces(stream, size, path, array, coordinates, key):
+                stream.seek(min(start, size))
+                claimed, needed = claimed_of(stream.read(min(length, _HEADER_BYTES)))
+                if claimed not in (expected, None) or needed > length or start + length > size:
+                    raise FileFormatError(
+                        f"{path} is a damaged chunk: its header gives {claimed} bytes of pixels "
+                        f"in {needed} bytes of file; {expected} are wanted, and the file has "
+                        f"{length}. Copy or export the image again."
+                    )
 
 
-def _chunks_of(array: Any, key: Any) -> list[range]:
-    """Positions of the files of chunks along each axis that an index needs."""
-    keys = [slice(None)] * array.ndim if key is ... else key
+def _positions(shape: tuple[int, ...], sizes: tuple[int, ...], key: Any) -> list[range]:
+    """Positions along each axis of the chunks of such sizes that an index needs."""
+    keys = [slice(None)] * len(shape) if key is ... else key
     needed = []
-    for k, n, size in zip(keys, array.shape, array.shards or array.chunks, strict=True):
+    for k, n, size in zip(keys, shape, sizes, strict=True):
         chosen = range(n)[k]
         if isinstance(chosen, int):
             chosen = range(chosen, chosen + 1)
@@ -131,13 +136,57 @@ def _chunks_of(array: Any, key: Any) -> list[range]:
     return needed
 
 
+def _pieces(
+    stream: BinaryIO,
+    size: int,
+    path: Path,
+    array: Any,
+    coordinates: tuple[int, ...],
+    key: Any,
+) -> list[tuple[int, int]]:
+    """Start and length of the chunks in a file that an index needs: itself, or those in a shard.
+
+    The index of a shard is numbers of 64 bits, with a checksum of 32 bits after them; zarr
+    verifies that [1]_.
+
+    .. [1] https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/
+    """
+    if not array.shards:
+        return [(0, size)]
+    per_shard = [whole // one for whole, one in zip(array.shards, array.chunks, strict=True)]
+    n_bytes = 16 * math.prod(per_shard)
+    settings = _shard_settings(array)
+    checksum = 4 * ("crc32c" in [codec["name"] for codec in settings.get("index_codecs", ())])
+    at_start = str(settings.get("index_location", "end")) == "start"
+    begin = 0 if at_start else size - n_bytes - checksum
+    if begin < 0 or size < n_bytes:
+        raise FileFormatError(f"{path} is a truncated shard. Copy or export the image again.")
+    stream.seek(begin)
+    index = np.frombuffer(stream.read(n_bytes), "<u8").reshape(*per_shard, 2)
+    within = tuple(
+        slice(max(0, needed.start - c * n), max(0, needed.stop - c * n))
+        for needed, c, n in zip(
+            _positions(array.shape, array.chunks, key), coordinates, per_shard, strict=True
+        )
+    )
+    pairs = index[within].reshape(-1, 2).tolist()
+    return [(int(a), int(b)) for a, b in pairs if (a, b) != (_NO_CHUNK, _NO_CHUNK)]
+
+
+def _shard_settings(array: Any) -> Mapping[str, Any]:
+    described: Mapping[str, Any] = array.metadata.to_dict()
+    settings: Mapping[str, Any] = described["codecs"][0].get("configuration", {})
+    return settings
+
+
 def _compressor(array: Any) -> str:
     """Name of the codec that made a chunk's first bytes of its pixels; nothing where unsure."""
     described = array.metadata.to_dict()
     if described["zarr_format"] == 2:
         compressor = described.get("compressor") or {}
         return "" if described.get("filters") else str(compressor.get("id", ""))
-    names = [str(codec["name"]) for codec in described["codecs"]]
+    codecs = _shard_settings(array)["codecs"] if array.shards else described["codecs"]
+    names = [str(codec["name"]) for codec in codecs]
     after = names[names.index("bytes") + 1 :] if "bytes" in names else []
     # A checksum comes after what it is of.
     return after[0].removeprefix("numcodecs.") if after and after[1:] in ([], ["crc32c"]) else ""
