@@ -303,17 +303,17 @@ def test_numbers_of_a_check_go_when_a_layer_is_changed(
         qtbot.waitUntil(lambda: not widget.is_working, timeout=TIMEOUT)
 
     check()
-    assert widget.cells["Noise"][0].text() != "–"
+    assert widget.cells["Noise (flat areas)"][0].text() != "–"
     model.dims.set_point(0, 2)  # scrolling is no change
-    assert widget.cells["Noise"][0].text() != "–"
+    assert widget.cells["Noise (flat areas)"][0].text() != "–"
     model.layers[which].data[:] *= 2
     model.layers[which].refresh()
-    assert widget.cells["Noise"][0].text() == "–"
+    assert widget.cells["Noise (flat areas)"][0].text() == "–"
     assert f"“{which}” has changed" in widget.status.text()
     check()
-    assert widget.cells["Noise"][0].text() != "–"
+    assert widget.cells["Noise (flat areas)"][0].text() != "–"
     model.layers[which].data = model.layers[which].data + 1
-    assert widget.cells["Noise"][0].text() == "–"
+    assert widget.cells["Noise (flat areas)"][0].text() == "–"
 
 
 def test_a_check_says_that_the_input_is_not_what_the_result_was_made_from(

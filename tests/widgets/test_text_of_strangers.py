@@ -237,7 +237,7 @@ def test_the_check_form(
     qtbot.addWidget(widget)
     widget.check()
     qtbot.waitUntil(lambda: not widget.is_working, timeout=TIMEOUT)
-    assert widget.cells["Noise"][0].text() != "–"
+    assert widget.cells["Noise (flat areas)"][0].text() != "–"
     _nothing_is_drawn(widget)
     offered: list[str] = []
 
